@@ -1,0 +1,1 @@
+"""The loop: prompts, dialects, engines, tools, the agent and the rollout scheduler. Never imports a trainer."""

@@ -1,0 +1,1 @@
+"""Things that a model may call."""
