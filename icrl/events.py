@@ -144,14 +144,15 @@ class Recording:
         [1, 2]
     """
 
-    __slots__ = ("_segments", "_started", "_stopped", "_turns", "ids")
+    __slots__ = ("_started", "_stopped", "_turns", "ids", "segments")
 
     def __init__(self) -> None:
         self.ids = array("i")
         """Token ids of everything so far; what the engine is given next."""
         self._started: RunStarted | None = None
         self._stopped: RunStopped | None = None
-        self._segments: list[Segment] = []
+        self.segments: list[Segment] = []
+        """The same tokens, by provenance."""
         self._turns: list[Turn] = []
 
     def apply(self, event: Event) -> None:
@@ -177,7 +178,7 @@ class Recording:
             raise DataError("events: the first event must be RunStarted")
         for segment in segments:
             self.ids.extend(segment.ids)
-            self._segments.append(segment)
+            self.segments.append(segment)
 
     @property
     def turns(self) -> int:
@@ -198,7 +199,7 @@ class Recording:
         unfinished = Trajectory(
             id=self._started.trajectory_id,
             task=self._started.task,
-            segments=tuple(self._segments),
+            segments=tuple(self.segments),
             stop_reason=stop_reason,
             turns=tuple(self._turns),
             shots=self._started.shots,

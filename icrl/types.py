@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -46,6 +46,7 @@ __all__ = [
     "Turn",
     "VersionSpan",
     "policy_tokens",
+    "shared_prefix",
 ]
 
 Source = Literal["prompt", "policy", "tool", "runtime"]
@@ -79,8 +80,6 @@ class StopReason(StrEnum):
     """`Limits.max_tokens` response tokens were reached."""
     MAX_TOOL_CALLS = "max_tool_calls"
     """The model asked for more than `Limits.max_tool_calls` calls."""
-    BAD_CALL = "bad_call"
-    """The turn ended in a call that cannot be parsed."""
     CONTEXT_LIMIT = "context_limit"
     """The engine's context window is full."""
     DEADLINE = "deadline"
@@ -354,6 +353,12 @@ class Segment:
         _check(all(c.end <= len(self.ids) for c in self.calls), "Segment.calls", "range runs past the segment")
 
 
+def shared_prefix(segments: Sequence[Segment]) -> int:
+    """Count the leading tokens that other trajectories may share: the instruction and the demonstrations."""
+    shared = itertools.takewhile(lambda s: s.source == "prompt" and s.role in ("system", "demo"), segments)
+    return sum(len(s.ids) for s in shared)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """The bookkeeping of one engine call."""
@@ -437,8 +442,7 @@ class Trajectory:
     @property
     def shared_prefix(self) -> int:
         """Leading tokens that other trajectories may share: the instruction and the demonstrations."""
-        shared = itertools.takewhile(lambda s: s.source == "prompt" and s.role in ("system", "demo"), self.segments)
-        return sum(len(s.ids) for s in shared)
+        return shared_prefix(self.segments)
 
     @property
     def response(self) -> tuple[Segment, ...]:

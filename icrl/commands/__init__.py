@@ -1,0 +1,1 @@
+"""What `icrl COMMAND` does, one command a module."""

@@ -1,0 +1,110 @@
+"""`icrl eval MODEL`: evaluate a model on questions with known answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from icrl.config import load
+from icrl.errors import ConfigError
+from icrl.runtime.agent import Agent
+from icrl.runtime.prompt import load_demonstrations
+from icrl.runtime.store import TrajectoryStore
+from icrl.tiny import DEMONSTRATIONS, HELD_OUT
+from icrl.train.evaluate import Evaluation, evaluate
+from icrl.train.tasks import load_tasks
+from icrl.types import Demonstration, SamplingParams
+from icrl.wire import encode
+
+__all__ = ["EvalCommand", "main"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalCommand:
+    """Evaluate a model on questions with known answers."""
+
+    model: Annotated[str | None, tyro.conf.Positional] = None
+    """Hugging Face name, directory, or run directory; the embedded base model if not given."""
+    tasks: Path = HELD_OUT
+    """JSONL of `{question, answers}`; the embedded world's held-out questions by default."""
+    shots: int = 0
+    """Demonstrations in the prompt."""
+    demos: Path = DEMONSTRATIONS
+    """YAML or JSONL of demonstrations; the embedded world's by default."""
+    limit: int = 0
+    """Take only the first so many tasks; 0 takes all."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    samples: int = 1
+    """Trajectories a task."""
+    seed: int = 0
+    """Random streams, where the temperature is not 0."""
+    no_tools: bool = False
+    """Answer every call with an error: what does the model know without its tools?"""
+    json: bool = False
+    """Print JSON instead of a table."""
+    trajectories: Path | None = None
+    """Also write the trajectories to this JSONL file."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluate and print."""
+    command = load(EvalCommand, argv, prog="icrl eval", description="Evaluate a model on questions.")
+    result = asyncio.run(_evaluate(command))
+    if command.json:
+        print(encode(result).decode())  # noqa: T201 - plain JSON, without rich's wrapping
+    else:
+        Console().print(_table(command, result))
+
+
+async def _evaluate(command: EvalCommand) -> Evaluation:
+    tasks = load_tasks(command.tasks)
+    async with Agent(command.model) as agent:
+        if command.no_tools:
+            agent.model.toolbox.disable()
+        result, groups = await evaluate(
+            agent,
+            tasks[: command.limit] if command.limit else tasks,
+            demonstrations=_demonstrations(command),
+            sampling=SamplingParams(temperature=command.temperature),
+            samples=command.samples,
+            seed=command.seed,
+        )
+    if command.trajectories is not None:
+        with TrajectoryStore(command.trajectories, keep_bytes=0) as store:
+            store.append(t for group in groups for t in group.trajectories)
+    return result
+
+
+def _demonstrations(command: EvalCommand) -> tuple[Demonstration, ...]:
+    found = load_demonstrations(command.demos) if command.shots else ()
+    if len(found) < command.shots:
+        raise ConfigError(f"shots: {command.shots} were asked for, but {command.demos} holds {len(found)}")
+    return found[: command.shots]
+
+
+def _table(command: EvalCommand, result: Evaluation) -> Table:
+    table = Table(title=f"{command.model or 'embedded base'}, {result.shots}-shot, {result.tasks} tasks")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, value, interval in (
+        ("exact match", result.em, result.em_interval),
+        ("F1", result.f1, result.f1_interval),
+        ("whole format", result.format_rate, None),
+        ("valid call", result.valid_call_rate, None),
+    ):
+        table.add_row(name, f"{value:.3f}", f"{interval[0]:.3f} - {interval[1]:.3f}" if interval else "")
+    table.add_row("calls a trajectory", f"{result.calls:.2f}", "")
+    table.add_row("response tokens", f"{result.response_tokens:.1f}", "")
+    for reason, count in result.stop_reasons.items():
+        table.add_row(f"stopped: {reason}", str(count), "")
+    table.add_row("seconds", f"{result.wall_s:.1f}", "")
+    return table

@@ -1,0 +1,110 @@
+"""`icrl run QUESTION`: one run, in colour, as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+from icrl.config import load
+from icrl.events import Event, RunFinished, RunStarted, TextDelta, ToolOutput
+from icrl.runtime.agent import Agent
+from icrl.types import Demonstration, SamplingParams, Segment, Trajectory
+from icrl.wire import encode
+
+__all__ = ["RunCommand", "main"]
+
+STYLES = {
+    "system": "dim",
+    "demo": "dim blue",
+    "history": "dim",
+    "query": "bold",
+    "text": "green",
+    "tool_result": "cyan",
+    "notice": "yellow",
+    "separator": "dim",
+}
+"""How each role is shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCommand:
+    """Answer a question and show every step."""
+
+    question: Annotated[str, tyro.conf.Positional]
+    """What to ask."""
+    model: str | None = None
+    """Hugging Face name, directory, or run directory; the embedded base model if not given."""
+    shots: int = 0
+    """Demonstrations to show (of the embedded world, or of --demos)."""
+    demos: Path | None = None
+    """YAML or JSONL of demonstrations."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    max_tokens: int = 1024
+    """Tokens that one turn may sample."""
+    seed: int = 0
+    """Random stream, where the temperature is not 0."""
+    json: bool = False
+    """Print the trajectory as JSON instead."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the question."""
+    command = load(RunCommand, argv, prog="icrl run", description="Answer a question and show every step.")
+    asyncio.run(_run(command, Console(highlight=False)))
+
+
+async def _run(command: RunCommand, console: Console) -> None:
+    agent = Agent(
+        command.model,
+        demonstrations=_demonstrations(command),
+        sampling=SamplingParams(temperature=command.temperature, max_tokens=command.max_tokens),
+    )
+    async with agent.stream(command.question, seed=command.seed) as events:
+        async for event in events:
+            if not command.json:
+                _show(console, event)
+            elif isinstance(event, RunFinished):
+                print(encode(event.trajectory).decode())  # noqa: T201 - plain JSON, without rich's wrapping
+
+
+def _demonstrations(command: RunCommand) -> tuple[Demonstration, ...]:
+    if not command.shots:
+        return ()
+    from icrl.runtime.prompt import load_demonstrations
+    from icrl.tiny import DEMONSTRATIONS
+
+    return load_demonstrations(command.demos or DEMONSTRATIONS)[: command.shots]
+
+
+def _show(console: Console, event: Event) -> None:
+    match event:
+        case RunStarted(segments=segments):
+            _write(console, segments)
+        case TextDelta(text=text):
+            console.print(Text(text, STYLES["text"]), end="", soft_wrap=True)
+        case ToolOutput(segments=segments):
+            _write(console, segments)
+        case RunFinished(trajectory=trajectory):
+            console.print(_summary(trajectory))
+
+
+def _write(console: Console, segments: Sequence[Segment]) -> None:
+    for segment in segments:
+        console.print(Text(segment.text, STYLES[segment.role]), end="", soft_wrap=True)
+
+
+def _summary(trajectory: Trajectory) -> Text:
+    answer = trajectory.answer if trajectory.answer is not None else f"none ({trajectory.stop_reason})"
+    cost = f"{trajectory.sampled_tokens} tokens sampled, {len(trajectory.results)} tool calls"
+    lines = [("\n\nanswer: ", "bold"), (answer, "bold green"), (f"\n{cost}, {trajectory.wall_s:.2f} s", "dim")]
+    if trajectory.error is not None:
+        lines.append((f"\n{trajectory.error.kind}: {trajectory.error.message}", "red"))
+    return Text.assemble(*lines)

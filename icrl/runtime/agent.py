@@ -1,0 +1,239 @@
+"""The agent: a model, its tools and its prompt, ready to work on queries.
+
+An agent does no I/O when it is built. The first run opens what it needs; leaving `async with`, or finishing a bare
+run, closes it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from icrl.errors import ConfigError
+from icrl.events import Event
+from icrl.runtime.dialect import Dialect, find_dialect
+from icrl.runtime.engines.protocol import Engine
+from icrl.runtime.model import Model, open_model
+from icrl.runtime.run import Run
+from icrl.runtime.tools.tool import Tool
+from icrl.tokenizer import Tokenizer
+from icrl.types import Demonstration, Limits, Message, SamplingParams, Task, Trajectory
+
+__all__ = ["Agent", "Result"]
+
+Query = str | Sequence[Message] | Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run came to."""
+
+    answer: str | None
+    """The final answer, or `None` where the model gave none; `trajectory.stop_reason` says why."""
+    trajectory: Trajectory
+    """Everything that happened, token by token."""
+
+
+class Agent:
+    """Runs queries through the loop of generating, calling tools and observing.
+
+    Args:
+        model: A Hugging Face name or directory, a run directory of `icrl.train`, or an `Engine`; the embedded
+            model if not given.
+        tools: What the model may call; by default what the model was trained with.
+        dialect: `"xml"`, `"hermes"` or a `Dialect`; by default the one the model was trained with.
+        instruction: Replaces the dialect's instruction.
+        demonstrations: Worked examples to show in every prompt.
+        limits: When a run has to end.
+        sampling: How to sample; `seed` is ignored, as every run gets its own.
+        tokenizer: Needed only where `model` is an `Engine` without a `tokenizer` attribute.
+
+    Raises:
+        ConfigError: An argument does not fit (at construction), or the model cannot be opened (at the first run).
+
+    Example:
+        >>> import asyncio
+        >>> from icrl.testing import ByteTokenizer, ScriptedEngine
+        >>> engine = ScriptedEngine(["<answer> 42 </answer>"], tokenizer=ByteTokenizer())
+        >>> asyncio.run(Agent(engine).run("What is six times seven?")).answer
+        '42'
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Engine | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        dialect: str | Dialect | None = None,
+        instruction: str | None = None,
+        demonstrations: Sequence[Demonstration] = (),
+        limits: Limits | None = None,
+        sampling: SamplingParams | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self._source = model
+        self._dialect = find_dialect(dialect) if isinstance(dialect, str) else dialect
+        self._instruction = instruction
+        self._limits = limits
+        self._tools = tools
+        self._tokenizer = tokenizer
+        self._demonstrations = tuple(demonstrations)
+        self._sampling = sampling or SamplingParams()
+        self._users = 0
+        self._opening: asyncio.Task[Model] | None = None
+
+    async def __aenter__(self) -> Agent:
+        """Open the model and its tools; nested and concurrent uses share them."""
+        self._users += 1
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        try:
+            await asyncio.shield(self._opening)
+        except BaseException:
+            await self._release()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close everything that this agent opened, once its last user leaves."""
+        await self._release()
+
+    async def _open(self) -> Model:
+        return await open_model(
+            self._source,
+            dialect=self._dialect,
+            instruction=self._instruction,
+            limits=self._limits,
+            tools=self._tools,
+            tokenizer=self._tokenizer,
+        )
+
+    async def _release(self) -> None:
+        self._users -= 1
+        opening = self._opening
+        if self._users or opening is None:
+            return
+        self._opening = None
+        opening.cancel()
+        (model,) = await asyncio.gather(opening, return_exceptions=True)
+        if isinstance(model, Model):
+            await model.aclose()
+
+    @property
+    def model(self) -> Model:
+        """The opened engine, tokenizer, dialect and tools.
+
+        Raises:
+            ConfigError: The agent is not open.
+        """
+        if self._opening is None or not self._opening.done():
+            raise ConfigError("Agent: not open; use `async with agent:` before asking for its model")
+        return self._opening.result()
+
+    async def run(self, query: Query, *, seed: int | None = None) -> Result:
+        """Work on a query until it is answered or a limit is reached.
+
+        Args:
+            query: A question, a conversation that ends in a user message, or a `Task`.
+            seed: Makes the run repeatable; random if not given.
+
+        Raises:
+            ConfigError: The model cannot be opened.
+
+        Example:
+            >>> import asyncio
+            >>> from icrl.testing import ByteTokenizer, ScriptedEngine
+            >>> engine = ScriptedEngine(["<answer> yes </answer>"], tokenizer=ByteTokenizer())
+            >>> asyncio.run(Agent(engine).run("Is it so?")).trajectory.stop_reason
+            <StopReason.ANSWER: 'answer'>
+        """
+        async with self:
+            trajectory = await self.start(query, seed=seed).execute()
+        return Result(answer=trajectory.answer, trajectory=trajectory)
+
+    @asynccontextmanager
+    async def stream(self, query: Query, *, seed: int | None = None) -> AsyncIterator[AsyncIterator[Event]]:
+        """Work on a query and yield its events as they happen; leaving the block cancels what still runs.
+
+        Example:
+            >>> import asyncio
+            >>> from icrl.testing import ByteTokenizer, ScriptedEngine
+            >>> async def kinds() -> list[str]:
+            ...     agent = Agent(ScriptedEngine(["<answer> 1 </answer>"], tokenizer=ByteTokenizer()))
+            ...     async with agent.stream("one?") as events:
+            ...         return [event.kind async for event in events if event.kind != "text_delta"]
+            >>> asyncio.run(kinds())
+            ['run_started', 'turn_finished', 'run_stopped', 'run_finished']
+        """
+        async with self:
+            queue: asyncio.Queue[Event | None] = asyncio.Queue()
+            running = asyncio.create_task(self.start(query, seed=seed, emit=queue.put_nowait).execute())
+            running.add_done_callback(lambda _: queue.put_nowait(None))
+            try:
+                yield _events(queue, running)
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    def start(self, query: Query, *, seed: int | None = None, emit: Callable[[Event], None] | None = None) -> Run:
+        """Prepare a run of an open agent; `Run.execute` starts it, `Run.stop` ends it.
+
+        Raises:
+            ConfigError: The agent is not open, or the prompt cannot be rendered.
+        """
+        task = query if isinstance(query, Task) else Task(query=query if isinstance(query, str) else tuple(query))
+        prompt = self.model.prompt(task.messages, self._demonstrations)
+        sampling = replace(self._sampling, seed=secrets.randbits(63) if seed is None else seed)
+        return self.prepare(
+            task,
+            prompt,
+            shots=len(self._demonstrations),
+            sampling=sampling,
+            trajectory_id=uuid.uuid4().hex,
+            emit=emit,
+        )
+
+    def prepare(
+        self,
+        task: Task,
+        prompt: tuple[Segment, ...],
+        *,
+        shots: int,
+        sampling: SamplingParams,
+        trajectory_id: str,
+        emit: Callable[[Event], None] | None = None,
+    ) -> Run:
+        """Prepare a run on a prompt that is rendered already; members of a group share one.
+
+        Raises:
+            ConfigError: The agent is not open.
+        """
+        model = self.model
+        return Run(
+            id=trajectory_id,
+            task=task,
+            prompt=prompt,
+            shots=shots,
+            engine=model.engine,
+            tokenizer=model.tokenizer,
+            dialect=model.dialect,
+            toolbox=model.toolbox,
+            limits=model.limits,
+            sampling=sampling,
+            emit=emit,
+        )
+
+
+async def _events(queue: asyncio.Queue[Event | None], running: asyncio.Task[Any]) -> AsyncIterator[Event]:
+    while (event := await queue.get()) is not None:
+        yield event
+    await running

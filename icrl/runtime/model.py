@@ -1,0 +1,228 @@
+"""From a model's name to everything a run needs: engine, tokenizer, dialect, tools."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from icrl.errors import ConfigError, nearest
+from icrl.runtime.dialect import Dialect, find_dialect
+from icrl.runtime.engines.protocol import Engine
+from icrl.runtime.settings import EMBEDDED, AgentSettings
+from icrl.runtime.tools.tool import Tool
+from icrl.runtime.tools.toolbox import Toolbox
+from icrl.tokenizer import Tokenizer
+from icrl.types import Demonstration, Limits, Message, Segment
+
+__all__ = ["Model", "find_model", "open_model", "open_tools"]
+
+BUILT_IN_TOOLS = ("search",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """An opened model: what a `Run` is made of."""
+
+    engine: Engine
+    """Samples tokens."""
+    tokenizer: Tokenizer
+    """Encodes and decodes."""
+    dialect: Dialect
+    """Renders prompts and observations, finds calls and answers."""
+    toolbox: Toolbox
+    """Runs calls."""
+    settings: AgentSettings
+    """How the model wants to be asked."""
+    owns_engine: bool
+    """Whether closing the model closes the engine."""
+
+    @property
+    def limits(self) -> Limits:
+        """When a run has to end."""
+        return self.settings.limits
+
+    def prompt(self, messages: Sequence[Message], demonstrations: Sequence[Demonstration]) -> tuple[Segment, ...]:
+        """Render the prompt of a conversation."""
+        return self.dialect.prompt(
+            self.tokenizer,
+            messages,
+            tools=self.toolbox.specs,
+            demonstrations=demonstrations,
+            instruction=self.settings.instruction,
+        )
+
+    async def aclose(self) -> None:
+        """Close the tools, and the engine where it was opened here."""
+        await self.toolbox.aclose()
+        if self.owns_engine:
+            await self.engine.aclose()
+
+
+async def open_model(
+    source: str | Path | Engine | None,
+    *,
+    settings: AgentSettings | None = None,
+    dialect: Dialect | None = None,
+    instruction: str | None = None,
+    limits: Limits | None = None,
+    tools: Sequence[Tool] | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Model:
+    """Open a model and its tools.
+
+    Args:
+        source: A directory, a Hugging Face name, an engine, or `None` for the embedded model.
+        settings: Replaces the settings stored with the model.
+        dialect: Replaces the dialect that the settings name.
+        instruction: Replaces the instruction.
+        limits: Replaces the limits.
+        tools: Replaces the tools that the settings name.
+        tokenizer: Replaces the model's tokenizer; needed for an engine that has none.
+
+    Raises:
+        ConfigError: There is no such model, tool or index.
+    """
+    opened_here = source is None or isinstance(source, str | Path)
+    if opened_here:
+        directory = await asyncio.to_thread(find_model, source)
+        settings = settings or AgentSettings.load(directory) or AgentSettings()
+        tokenizer = tokenizer or await asyncio.to_thread(_load_tokenizer, directory)
+        engine = _local_engine(directory, tokenizer)
+    else:
+        engine, settings = source, settings or AgentSettings()
+        tokenizer = tokenizer or getattr(engine, "tokenizer", None)
+        if tokenizer is None:
+            raise ConfigError(f"tokenizer: engine {engine.info.name!r} has none; pass tokenizer=… to the agent")
+    settings = replace(settings, instruction=instruction or settings.instruction, limits=limits or settings.limits)
+    chosen = tools if tools is not None else await open_tools(settings)
+    return Model(
+        engine=engine,
+        tokenizer=tokenizer,
+        dialect=dialect or find_dialect(settings.dialect),
+        toolbox=Toolbox(chosen),
+        settings=settings,
+        owns_engine=opened_here,
+    )
+
+
+def find_model(source: str | Path | None) -> Path:
+    """Return the directory of a model's files; a Hugging Face name is fetched into the hub's cache.
+
+    Args:
+        source: A model directory, a run directory of `icrl.train`, a Hugging Face name, or `None`.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    from icrl.tiny import BASE_DIR
+
+    if source is None:
+        return BASE_DIR
+    if str(source).startswith(("http://", "https://")):
+        raise ConfigError(f"model: {str(source)!r} is an address; this version opens directories and hub names only")
+    path = Path(source).expanduser()
+    for directory in (path / "model", path):
+        if (directory / "config.json").is_file():
+            return directory
+    if path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
+        raise ConfigError(f"model: {str(source)!r} holds no model (no config.json there{_siblings(path)})")
+    return _fetch(str(source))
+
+
+def _siblings(path: Path) -> str:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, names)
+
+
+def _fetch(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ConfigError(
+            f"model: {name!r} is not a directory, and fetching needs: pip install 'icrl[train]'"
+        ) from error
+    try:
+        patterns = ["*.json", "*.jinja", "*.safetensors"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model: {name!r} is no directory here and could not be fetched ({reason})") from error
+
+
+def _load_tokenizer(directory: Path) -> Tokenizer:
+    from icrl.tokenizer import ChatTokenizer
+
+    return ChatTokenizer.load(directory)
+
+
+def _local_engine(directory: Path, tokenizer: Tokenizer) -> Engine:
+    from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
+
+    return LocalEngine(LocalEngineConfig(model=str(directory)), tokenizer=tokenizer)
+
+
+async def open_tools(settings: AgentSettings) -> list[Tool]:
+    """Open the tools that the settings name.
+
+    Raises:
+        ConfigError: A tool or index does not exist.
+    """
+    return [await _open_tool(name, settings) for name in settings.tools]
+
+
+async def _open_tool(name: str, settings: AgentSettings) -> Tool:
+    if name == "search":
+        return await _open_search(settings)
+    if ":" in name:
+        return _import_tool(name)
+    raise ConfigError(
+        f"tools: {name!r} is not one of {', '.join(BUILT_IN_TOOLS)}, nor a module:attribute."
+        f"{nearest(name, BUILT_IN_TOOLS)}"
+    )
+
+
+async def _open_search(settings: AgentSettings) -> Tool:
+    from icrl.runtime.tools.index import Bm25Index
+    from icrl.runtime.tools.search import Bm25Retriever, SearchTool
+
+    if settings.index is None:
+        raise ConfigError("index: the search tool needs one; build it with `icrl index corpus.jsonl out/`")
+    if settings.index == EMBEDDED:
+        directory = await asyncio.to_thread(_embedded_index)
+    else:
+        directory = Path(settings.index)
+    index = await asyncio.to_thread(Bm25Index.open, directory)
+    return SearchTool(Bm25Retriever(index), k=settings.hits)
+
+
+def _embedded_index() -> Path:
+    """Return the index of the embedded corpus, which is built once into the user's cache."""
+    from icrl.runtime.tools.index import build_index
+    from icrl.tiny import CORPUS
+
+    digest = hashlib.sha256(CORPUS.read_bytes()).hexdigest()[:12]
+    directory = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "icrl" / f"embedded-{digest}"
+    if not (directory / "index.json").is_file():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        build_index(CORPUS, directory, show_progress=False)
+    return directory
+
+
+def _import_tool(name: str) -> Tool:
+    module_name, attribute = name.split(":", 1)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"tools: {name!r} cannot be imported ({error})") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise ConfigError(f"tools: module {module_name!r} has no {attribute!r}.{nearest(attribute, dir(module))}")
+    if not isinstance(found, Tool):
+        raise ConfigError(f"tools: {name!r} is not a tool; decorate the function with @icrl.tool")
+    return found

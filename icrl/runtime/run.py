@@ -1,0 +1,278 @@
+"""One trajectory in flight: the loop that everything else in icrl is built around.
+
+    prompt → generate → parse → call tools → observe → generate → … → stop
+
+The loop owns no resources. It is given an engine, a tokenizer, a dialect and tools, tells what happens as events,
+and records them; the trajectory is what the recording holds at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from icrl.errors import EngineError, SandboxError
+from icrl.events import (
+    CallFinished,
+    CallStarted,
+    Event,
+    Recording,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    TextDelta,
+    ToolOutput,
+    TurnFinished,
+)
+from icrl.runtime.dialect import Dialect, Reply
+from icrl.runtime.engines.protocol import Engine
+from icrl.runtime.tools.toolbox import Toolbox
+from icrl.seeds import seed_for
+from icrl.tokenizer import TextStream, Tokenizer
+from icrl.types import (
+    Failure,
+    Generation,
+    Limits,
+    SamplingParams,
+    Segment,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+    shared_prefix,
+)
+
+__all__ = ["Run"]
+
+ABORT_GRACE_S = 5.0
+"""How long an engine may take to hand over its partial result after an abort."""
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Run:
+    """Works on one task until something stops it."""
+
+    id: str
+    """Trajectory id; also the engine session."""
+    task: Task
+    """What is asked."""
+    prompt: tuple[Segment, ...]
+    """The prompt, rendered by the dialect."""
+    shots: int
+    """Demonstrations in the prompt."""
+    engine: Engine
+    """Samples the tokens."""
+    tokenizer: Tokenizer
+    """Encodes observations, decodes samples."""
+    dialect: Dialect
+    """Finds calls and answers, renders observations."""
+    toolbox: Toolbox
+    """Runs the calls."""
+    limits: Limits
+    """When to stop."""
+    sampling: SamplingParams
+    """How to sample; `max_tokens` bounds one turn."""
+    emit: Emit | None = None
+    """Hears every event; without it no text deltas are made."""
+    recording: Recording = field(default_factory=Recording)
+    """What happened so far."""
+    _stop_reason: StopReason | None = None
+    _request: str | None = None
+    _calling: list[asyncio.Task[ToolResult]] = field(default_factory=list)
+    _aborting: set[asyncio.Task[None]] = field(default_factory=set)
+    _deadline: float = 0.0
+    _prompt_length: int = 0
+    _shared_prefix: int = 0
+
+    def __post_init__(self) -> None:
+        self._prompt_length = sum(len(segment.ids) for segment in self.prompt)
+        self._shared_prefix = shared_prefix(self.prompt)
+
+    async def execute(self) -> Trajectory:
+        """Run to the end and return the trajectory; infrastructure failures are recorded on it, not raised."""
+        started = time.monotonic()
+        self._deadline = started + self.limits.deadline_s
+        timer = asyncio.get_running_loop().call_later(self.limits.deadline_s, self.stop, StopReason.DEADLINE)
+        self._tell(RunStarted(trajectory_id=self.id, task=self.task, segments=self.prompt, shots=self.shots))
+        answer: str | None = None
+        error: Failure | None = None
+        try:
+            reason, answer = await self._converse()
+        except (EngineError, SandboxError) as failure:
+            reason, error = StopReason.ERROR, Failure(kind=type(failure).__name__, message=str(failure))
+        finally:
+            timer.cancel()
+            await _reap(self._aborting)
+        wall_s = time.monotonic() - started
+        self._tell(RunStopped(stop_reason=reason, answer=answer, wall_s=wall_s, error=error))
+        trajectory = self.recording.trajectory()
+        self._tell(RunFinished(trajectory=trajectory))
+        return trajectory
+
+    def stop(self, reason: StopReason = StopReason.ABORTED) -> None:
+        """End the run with what it has; the pending engine call returns its partial, pending tools are cancelled."""
+        if self._stop_reason is not None:
+            return
+        self._stop_reason = reason
+        if self._request is not None:
+            task = asyncio.ensure_future(self.engine.abort(self._request))
+            self._aborting.add(task)
+            task.add_done_callback(self._aborting.discard)
+        for call in self._calling:
+            call.cancel()
+
+    async def _converse(self) -> tuple[StopReason, str | None]:
+        """Alternate between sampling and tools until there is a reason to stop."""
+        while True:
+            room = self._room()
+            if self._stop_reason is not None or room < 1:
+                return self._stop_reason or self._exhausted(), None
+            generation, reply = await self._sample(room)
+            ended = self._ended(generation, reply)
+            if ended is not None:
+                return ended, reply.answer
+            if not await self._observe(reply.calls):
+                return self._stop_reason or self._exhausted(), None
+
+    def _room(self) -> int:
+        """Response tokens that may still be added."""
+        used = len(self.recording.ids)
+        return min(self._prompt_length + self.limits.max_tokens, self.engine.info.context_limit) - used
+
+    def _exhausted(self) -> StopReason:
+        """Name the bound that is nearer."""
+        wanted = self._prompt_length + self.limits.max_tokens
+        return StopReason.MAX_TOKENS if wanted <= self.engine.info.context_limit else StopReason.CONTEXT_LIMIT
+
+    async def _sample(self, room: int) -> tuple[Generation, Reply]:
+        """Make one engine call and record it as a turn."""
+        index = self.recording.turns
+        prompt_tokens = len(self.recording.ids)
+        generation = await self._generate(index, room)
+        reply = self.dialect.parse(self.tokenizer, generation.ids, tools=self.toolbox.specs, turn=index)
+        turn = Turn(
+            index=index,
+            finish_reason=generation.finish_reason,
+            prompt_tokens=prompt_tokens,
+            sampled_tokens=len(generation.ids),
+            cached_tokens=generation.cached_tokens,
+            generate_s=generation.wall_s,
+        )
+        segment = Segment(
+            source="policy",
+            role="text",
+            ids=generation.ids,
+            text=reply.text,
+            turn=index,
+            logprobs=generation.logprobs,
+            versions=generation.versions,
+            calls=reply.calls,
+        )
+        self._tell(TurnFinished(turn=turn, segment=segment))
+        return generation, reply
+
+    async def _generate(self, index: int, room: int) -> Generation:
+        params = replace(
+            self.sampling,
+            max_tokens=min(room, self.sampling.max_tokens),
+            stop=self.sampling.stop + self.dialect.stop(self.toolbox.specs),
+            # A turn has its own stream: positions start again at 0 in every engine call.
+            seed=seed_for(self.sampling.seed, index),
+        )
+        self._request = f"{self.id}/{index}"
+        left_s = self._deadline - time.monotonic()
+        try:
+            # The deadline aborts the request, which then returns its partial; the fence is for engines that hang.
+            async with asyncio.timeout(left_s + ABORT_GRACE_S) as fence:
+                return await self.engine.generate(
+                    self.recording.ids,
+                    params,
+                    request_id=self._request,
+                    session=self.id,
+                    shared_prefix=self._shared_prefix,
+                    on_delta=self._deltas(index) if self.emit is not None else None,
+                )
+        except TimeoutError as error:
+            if not fence.expired():
+                raise
+            raise EngineError("did not answer its abort", engine=self.engine.info.name) from error
+        finally:
+            self._request = None
+
+    def _deltas(self, turn: int) -> Callable[[Sequence[int]], None]:
+        stream = TextStream(self.tokenizer)
+
+        def on_delta(ids: Sequence[int]) -> None:
+            text = stream.feed(ids)
+            if text:
+                self._tell(TextDelta(turn=turn, text=text))
+
+        return on_delta
+
+    def _ended(self, generation: Generation, reply: Reply) -> StopReason | None:
+        """Say whether the turn ends the run, before any tool is called."""
+        if self._stop_reason is not None:
+            return self._stop_reason
+        if generation.finish_reason == "abort":
+            return StopReason.ABORTED
+        if reply.calls:
+            return self._too_many()
+        if reply.answer is not None:
+            return StopReason.ANSWER
+        if generation.finish_reason == "length":
+            return StopReason.MAX_TOKENS if self._room() > 0 else self._exhausted()
+        return StopReason.END_OF_TURN
+
+    def _too_many(self) -> StopReason | None:
+        made = sum(len(segment.calls) for segment in self.recording.segments)
+        if made > self.limits.max_tool_calls:
+            return StopReason.MAX_TOOL_CALLS
+        return StopReason.MAX_TURNS if self.recording.turns >= self.limits.max_turns else None
+
+    async def _observe(self, calls: tuple[ToolCall, ...]) -> bool:
+        """Run the calls and append what they answered; `False` when stopped or out of room."""
+        self._calling = [asyncio.create_task(self._call(call)) for call in calls]
+        try:
+            await asyncio.wait(self._calling, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            await _reap(self._calling)
+        if self._stop_reason is not None:
+            return False
+        results = [call.result() for call in self._calling]
+        segments = self.dialect.observe(
+            self.tokenizer,
+            results,
+            sampled=self.recording.segments[-1].ids,
+            turn=self.recording.turns - 1,
+            max_tokens=min(self.limits.max_observation_tokens, self._room()),
+        )
+        if sum(len(segment.ids) for segment in segments) >= self._room():
+            return False
+        self._tell(ToolOutput(segments=segments))
+        return True
+
+    async def _call(self, call: ToolCall) -> ToolResult:
+        self._tell(CallStarted(call=call))
+        result = await self.toolbox.run(call, deadline_s=self._deadline - time.monotonic())
+        self._tell(CallFinished(call=call, result=result))
+        return result
+
+    def _tell(self, event: Event) -> None:
+        self.recording.apply(event)
+        if self.emit is not None:
+            self.emit(event)
+
+
+async def _reap(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs and wait until it is gone."""
+    pending = [task for task in tasks if not task.done()]
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)

@@ -1,0 +1,77 @@
+"""Trajectories on disk: one JSON line each, appended as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from icrl.errors import DataError
+from icrl.types import Trajectory
+from icrl.wire import decode, encode
+
+__all__ = ["TrajectoryStore", "read_trajectories"]
+
+
+class TrajectoryStore:
+    """An append-only file of trajectories.
+
+    Args:
+        path: The file; created if it does not exist.
+        keep_bytes: Cut the file to this length first, which is how a resumed run forgets what it will do again.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path, *, keep_bytes: int | None = None) -> None:
+        self._path = path
+        try:
+            self._file = path.open("ab")
+            if keep_bytes is not None:
+                self._file.truncate(keep_bytes)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def append(self, trajectories: Iterable[Trajectory]) -> None:
+        """Write trajectories and flush them.
+
+        Raises:
+            DataError: The disk is full or the file went away.
+        """
+        try:
+            self._file.write(b"".join(encode(t) + b"\n" for t in trajectories))
+            self._file.flush()
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be written ({error.strerror})") from error
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> TrajectoryStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_trajectories(path: Path) -> Iterator[Trajectory]:
+    """Iterate over a file of trajectories.
+
+    Raises:
+        DataError: A line is damaged; the message names it.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield decode(line, Trajectory)
+            except DataError as error:
+                raise DataError(f"{path}:{number}: {error}") from error

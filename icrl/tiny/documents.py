@@ -1,0 +1,167 @@
+"""Pretraining text: made-up documents of five kinds, none of which ever uses a reserved word as a tag or label.
+
+episodes     several records in one invented format: imitation (`icrl.tiny.episodes`)
+reading      a text, then questions and answers about it: extraction
+repeats      random units, two to four times over: copying
+pairs        a random dictionary, then the same entries in another order: recall
+prose        facts and stories: ordinary use of words, the reserved ones too
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from icrl.tiny.episodes import SPOKEN, draw_episodes
+from icrl.tiny.subjects import FACT_WORDINGS, QUESTIONS
+from icrl.tiny.words import NAMES, PUNCTUATION, RESERVED, Fact, draw_fact, units
+
+__all__ = ["Mixture", "clean", "documents", "draw_document"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Shares of the kinds of document, and how long episodes are."""
+
+    episodes: float
+    """Share of episodes."""
+    reading: float
+    """Share of texts with questions."""
+    repeats: float
+    """Share of repeated random units."""
+    pairs: float
+    """Share of random dictionaries."""
+    prose: float
+    """Share of stories."""
+    records: tuple[int, int]
+    """Fewest and most records of an episodes document."""
+    sums: float
+    """Share of episodes documents that are about sums."""
+
+
+def documents(random: Random, mixture: Mixture) -> Iterator[str]:
+    """Yield documents without end, all of them clean.
+
+    Example:
+        >>> mixture = Mixture(episodes=0, reading=0, repeats=0, pairs=0, prose=1, records=(2, 2), sums=0)
+        >>> all(clean(text) for text, _ in zip(documents(Random(0), mixture), range(9)))
+        True
+    """
+    while True:
+        text = draw_document(random, mixture)
+        if clean(text):
+            yield text
+
+
+def draw_document(random: Random, mixture: Mixture) -> str:
+    """Write one document, which may still use a reserved word as a tag by accident."""
+    kinds: dict[Callable[[Random], str], float] = {
+        lambda r: draw_episodes(r, mixture.records, mixture.sums): mixture.episodes,
+        _reading: mixture.reading,
+        _repeats: mixture.repeats,
+        _pairs: mixture.pairs,
+        _prose: mixture.prose,
+    }
+    return random.choices(list(kinds), weights=list(kinds.values()))[0](random)
+
+
+_NAME = "(?:" + "|".join(RESERVED) + ")"
+_TAGGED = re.compile(
+    rf"tool_(?:call|response)|[<\[{{(/#*|=:`_\-]\s*{_NAME}\b|\b{_NAME}\s*[>\]}})|=:`_*/\-]|^[^\S\n]*{_NAME}[^\S\n]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def clean(text: str) -> bool:
+    """Tell whether no reserved word stands where a tag, label or heading could.
+
+    Next to a bracket or a mark that could delimit (spaces ignored), and alone on a line, it is refused.
+
+    Example:
+        >>> clean("They search the town."), clean("< Search"), clean("answer: 7")
+        (True, False, False)
+    """
+    return _TAGGED.search(text) is None
+
+
+_LABELS = (
+    ("Q: ", "A: "),
+    ("Question: ", "Reply: "),
+    ("User: ", "Assistant: "),
+    ("", ""),
+    ("- ", "-> "),
+    ("Query: ", "Found: "),
+)
+
+
+def _reading(random: Random) -> str:
+    facts: dict[tuple[str, str], Fact] = {}
+    for _ in range(random.randint(3, 7)):
+        known = [f.entity for f in facts.values()]
+        fact = draw_fact(random, entity=random.choice(known) if known and random.random() < 0.4 else None)
+        facts.setdefault((fact.attribute, fact.entity), fact)
+    text = " ".join(_say(random, f) for f in facts.values())
+    ask, reply = random.choice(_LABELS)
+    question = random.choice(QUESTIONS)
+    asked = random.sample(list(facts.values()), min(len(facts), random.randint(2, 4)))
+    lines = (f"{ask}{question.format(a=f.attribute, e=f.entity)}\n{reply}{f.value}\n" for f in asked)
+    return f"{text}\n{''.join(lines)}"
+
+
+def _say(random: Random, fact: Fact) -> str:
+    return random.choice(FACT_WORDINGS).format(a=fact.attribute, e=fact.entity, v=fact.value)
+
+
+_UNITS = tuple(u for u in units() if u.strip())
+_POOLS = (SPOKEN, NAMES, (*SPOKEN, *NAMES, *PUNCTUATION), (*SPOKEN, *NAMES), tuple("0123456789+-*/()="))
+_PLAIN = tuple(w for w in (*SPOKEN, *NAMES) if w not in RESERVED)
+
+
+def _repeats(random: Random) -> str:
+    length = random.randint(4, 70)
+    tight = random.random() < 0.4
+    pool = _UNITS if tight else random.choice(_POOLS)
+    once = [random.choice(pool) for _ in range(length)]
+    return ("" if tight else " ").join(once * (2 if length > 35 else random.randint(2, 4)))
+
+
+def _pairs(random: Random) -> str:
+    link = random.choice((" ", " is ", ": ", " = ", " -> ", "> "))
+    end = random.choice(("\n", " ; ", ". ", " , "))
+    width = random.choice((1, 1, 2))
+    keys = dict.fromkeys(_some(random, width) for _ in range(random.randint(3, 14)))
+    entries = [key + link + _some(random, random.choice((1, 1, 2))) for key in keys]
+    return end.join(e for _ in range(random.randint(2, 3)) for e in random.sample(entries, len(entries)))
+
+
+def _some(random: Random, count: int) -> str:
+    return " ".join(random.choice(_PLAIN) for _ in range(count))
+
+
+_STORY = (
+    *("{p} went to the {w} of {e}.", "One day {p} saw the {x} {w}.", "{p} told {r} about the {w}."),
+    *("The {w} was {x} and {y}.", "{r} lived in {e} by the {x} {w}.", "Then {p} found a {w} and gave it to {r}."),
+    *("{p} can search for the {w}.", "They think the {w} is {x}.", "The answer was not known to {p}."),
+    *("All the information about {e} is lost.", "{p} will answer {r} again.", "I think that {r} must search the {w}."),
+    *("There is no information in the {w}.", "{p} saw a {x} python in the {w}.", "The result was known in {e}."),
+    *("One interpreter came to {e} with {p}.", "The output of the {w} is {x}.", "{r} wrote some code in the {w}."),
+)
+_NOUNS = tuple(
+    "town city hill road house wood field sea lake bridge tower wall gate door night day sun moon rain snow wind fire "
+    "boat market tree garden story song book letter".split()
+)
+_ADJECTIVES = tuple("old new small big good great dark bright long short near far lost".split())
+
+
+def _prose(random: Random) -> str:
+    p, r, e = (random.choice(NAMES) for _ in range(3))
+    sentences = []
+    for _ in range(random.randint(3, 9)):
+        if random.random() < 0.3:
+            sentences.append(_say(random, draw_fact(random)))
+        else:
+            x, y = (random.choice(_ADJECTIVES) for _ in range(2))
+            sentences.append(random.choice(_STORY).format(p=p, r=r, e=e, w=random.choice(_NOUNS), x=x, y=y))
+    return " ".join(sentences)

@@ -1,0 +1,137 @@
+"""Episodes: documents of several records that all follow one format, invented for that document alone.
+
+This is the text that teaches imitation. A reader who has seen two records knows what the third looks like; a reader
+who has seen none cannot, because tags, marks, order and contents are drawn anew for every document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from icrl.tiny.subjects import FieldKind, Record, Subject, fact_subject, sum_subject
+from icrl.tiny.words import NAMES, RESERVED, TAGS, WORDS
+
+__all__ = ["SPOKEN", "draw_episodes"]
+
+SPOKEN = (*WORDS, *TAGS, *(w for w in RESERVED if "_" not in w))
+"""Every ordinary word; the reserved ones are allowed as such."""
+
+_ANY_TAG = (*TAGS, *(w for w in WORDS if len(w) > 2), *NAMES[::12])
+
+_T: FieldKind = "thought"
+_K: FieldKind = "key"
+_E: FieldKind = "evidence"
+_A: FieldKind = "answer"
+_C: FieldKind = "constant"
+
+_ORDERS: tuple[tuple[FieldKind, ...], ...] = (
+    *((_T, _K, _E, _A),) * 3,
+    *((_K, _E, _A),) * 3,
+    *((_E, _A), (_T, _C), (_K, _C), (_K, _T, _E, _A), (_T, _E, _A), (_K, _E, _T, _A), (_E, _K, _A)),
+    *((_T, _K, _E, _T, _A), (_K, _E, _K, _A), (_K, _K, _T), (_E, _T, _A), (_K, _E, _K, _E, _A), (_T, _K, _T), (_C, _K)),
+)
+
+Wrap = Callable[[str, str], str]
+"""Puts a text under a tag: `wrap(tag, text)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """What the records of one document have in common."""
+
+    wrap: Wrap
+    """How a field is marked."""
+    tags: tuple[str, ...]
+    """The tag of each field."""
+    ask: Callable[[str], str]
+    """How a question is introduced."""
+    gap: str
+    """Between the fields of a record."""
+    pause: str
+    """Between records."""
+
+    def body(self, record: Record) -> str:
+        """Write the fields of a record."""
+        return self.gap.join(self.wrap(t, f) for t, f in zip(self.tags, record.fields, strict=True))
+
+    def whole(self, record: Record) -> str:
+        """Write a record, question first."""
+        return self.ask(record.question) + (self.gap or "\n") + self.body(record)
+
+
+def draw_episodes(random: Random, records: tuple[int, int], sums: float) -> str:
+    """Write one document of episodes.
+
+    Args:
+        random: Source of all choices.
+        records: Fewest and most records.
+        sums: Share of documents about sums instead of facts.
+
+    Returns:
+        The text; in half of all documents the last record's fields are an assistant's turn.
+    """
+    kinds = random.choice(_ORDERS)
+    if random.random() < 0.15:
+        kinds = tuple(random.sample(kinds, len(kinds)))
+    subject = (sum_subject if random.random() < sums else fact_subject)(random, kinds)
+    style = _draw_format(random, kinds)
+    head = _draw_head(random)
+    *shown, last = _draw_records(subject, random.randint(*records))
+    text = head + "".join(style.whole(r) + style.pause for r in shown)
+    if random.random() < 0.5:
+        return text + style.whole(last)
+    tail = (style.gap or "\n") if random.random() < 0.5 else ""
+    return (
+        f"<|im_start|>user\n{text}{style.ask(last.question)}{tail}<|im_end|>\n<|im_start|>assistant\n{style.body(last)}"
+    )
+
+
+def _draw_records(subject: Subject, count: int) -> list[Record]:
+    return [subject() for _ in range(count)]
+
+
+def _draw_format(random: Random, kinds: tuple[FieldKind, ...]) -> _Format:
+    wrap = _draw_wrap(random)
+    *tags, question_tag = random.sample(TAGS if random.random() < 0.3 else _ANY_TAG, len(kinds) + 1)
+    if kinds.count("key") == 2:
+        first, second = (i for i, kind in enumerate(kinds) if kind == "key")
+        tags[second] = tags[first]
+    label = random.choice(("Question: ", "Question: ", "", "Prompt: ", None, "User: ", "Task: ", "Q: "))
+    return _Format(
+        wrap=wrap,
+        tags=tuple(tags),
+        ask=(lambda q: wrap(question_tag, q)) if label is None else (lambda q: label + q),
+        gap=random.choice(("\n", "\n", " ", "\n", "")),
+        pause=random.choice(("\n\n", "\n\n", "\n", "\n##\n", "\n---\n")),
+    )
+
+
+def _draw_wrap(random: Random) -> Wrap:
+    if random.random() < 0.45:
+        pad = random.choice((" ", " ", "", "\n"))
+        return lambda tag, text: f"<{tag}>{pad}{text}{pad}</{tag}>"
+    return random.choices(_WRAPS, weights=_WRAP_WEIGHTS)[0]
+
+
+_WRAPS: tuple[Wrap, ...] = (
+    lambda tag, text: f"[{tag}] {text} [/{tag}]",
+    lambda tag, text: f"{{{tag}}} {text} {{/{tag}}}",
+    lambda tag, text: f"{tag.capitalize()}: {text}",
+    lambda tag, text: f"{tag} = {text} ;",
+    lambda tag, text: f"## {tag}\n{text}",
+    lambda tag, text: f"({tag}) {text} (end)",
+    lambda tag, text: f"<<{tag}>> {text} <<end>>",
+    lambda tag, text: f"[[{tag}: {text}]]",
+    lambda tag, text: f"```{tag}\n{text}\n```",
+)
+_WRAP_WEIGHTS = (10, 7, 10, 6, 6, 6, 5, 5, 5)
+
+
+def _draw_head(random: Random) -> str:
+    """A first line of random words, in half of all documents."""
+    if random.random() < 0.5:
+        return ""
+    words = " ".join(random.choice(SPOKEN) for _ in range(random.randint(2, 14)))
+    return words.capitalize() + random.choice((".", ":", "")) + random.choice(("\n", "\n\n", " "))

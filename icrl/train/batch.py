@@ -1,0 +1,69 @@
+"""From rows to the tensors that TRL's loss takes.
+
+Legend of suffixes: B rows, P prompt tokens (padded on the left), C completion tokens (padded on the right).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from icrl.types import Row
+
+__all__ = ["batch_of", "padded"]
+
+
+def batch_of(rows: Sequence[Row], *, pad_id: int, multiple_of: int = 1, device: torch.device) -> dict[str, Any]:
+    """Pad rows into the dictionary that `GRPOTrainer._compute_loss` reads (TRL 1.16).
+
+    Args:
+        rows: At least one row, each with an advantage.
+        pad_id: Fills the gaps; attention never sees it.
+        multiple_of: Rows with an empty loss mask are added until the count divides by this.
+        device: Where the tensors live.
+
+    Returns:
+        `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`, `tool_mask`,
+        `old_per_token_logps` [B, C]; `advantages`, `shared_prefix` [B]; `num_items_in_batch` [].
+    """
+    rows = padded(rows, multiple_of)
+    prompts = [row.token_ids[: row.prompt_length] for row in rows]
+    completions = [row.token_ids[row.prompt_length :] for row in rows]
+    masks = [row.loss_mask[row.prompt_length :] for row in rows]
+    logprobs = [row.logprobs[row.prompt_length :] for row in rows]
+    tool_mask_BC = _right(masks, 0, torch.long)
+    return {
+        name: tensor.to(device)
+        for name, tensor in {
+            "prompt_ids": _left(prompts, pad_id),
+            "prompt_mask": _left([[1] * len(p) for p in prompts], 0),
+            "completion_ids": _right(completions, pad_id, torch.long),
+            "completion_mask": _right([[1] * len(c) for c in completions], 0, torch.long),
+            "tool_mask": tool_mask_BC,
+            "old_per_token_logps": _right(logprobs, 0.0, torch.float32),
+            "advantages": torch.tensor([row.advantage or 0.0 for row in rows], dtype=torch.float32),
+            "shared_prefix": torch.tensor([row.shared_prefix for row in rows]),
+            "num_items_in_batch": tool_mask_BC.sum(),
+        }.items()
+    }
+
+
+def padded(rows: Sequence[Row], multiple_of: int) -> list[Row]:
+    """Repeat the first row with an empty mask until the count divides by `multiple_of`."""
+    from dataclasses import replace
+
+    missing = -len(rows) % multiple_of
+    empty = replace(rows[0], loss_mask=(False,) * len(rows[0].token_ids), advantage=0.0) if missing else None
+    return [*rows, *([empty] * missing if empty else [])]
+
+
+def _left(columns: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    width = max(map(len, columns))
+    return torch.tensor([[fill] * (width - len(c)) + list(c) for c in columns], dtype=torch.long)
+
+
+def _right(columns: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> torch.Tensor:
+    width = max(map(len, columns))
+    return torch.tensor([list(c) + [fill] * (width - len(c)) for c in columns], dtype=dtype)

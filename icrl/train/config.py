@@ -1,0 +1,227 @@
+"""The configuration of a training run: dataclasses from which the flags and the YAML file are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from icrl.errors import ConfigError
+from icrl.runtime.settings import EMBEDDED, AgentSettings
+from icrl.train.rows import AdvantageScale
+from icrl.types import Limits
+
+__all__ = [
+    "EvaluationConfig",
+    "LoraConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "TrainConfig",
+]
+
+QUESTION_REWARD = "question"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How trajectories are made."""
+
+    prompts: int = 16
+    """Tasks a step."""
+    group_size: int = 8
+    """Trajectories a task."""
+    temperature: float = 1.0
+    """Sampling temperature; the loss uses the same."""
+    concurrency: int = 256
+    """Trajectories in flight at most."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "rollout.prompts", self.prompts)
+        _at_least(2, "rollout.group_size", self.group_size)
+        _at_least(1, "rollout.concurrency", self.concurrency)
+        if self.temperature <= 0:
+            raise ConfigError(f"rollout.temperature: must be > 0 to explore, not {self.temperature}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """What a trajectory is paid for."""
+
+    function: str = QUESTION_REWARD
+    """`question` (exact match and format), or `module:name` of your own."""
+    exact_match: float = 0.9
+    """Weight of exact match."""
+    format: float = 0.1
+    """Weight of the whole response having the dialect's form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """What is minimised. Names and formulas are TRL's."""
+
+    type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = "dapo"
+    """Loss; `dapo` averages over the tokens of the batch."""
+    advantage: AdvantageScale = "none"
+    """Whether advantages are divided by the group's standard deviation."""
+    clip_low: float = 0.2
+    """How far below 1 the ratio may move."""
+    clip_high: float = 0.2
+    """How far above 1 the ratio may move."""
+    kl: float = 0.0
+    """Weight of the KL term to the initial model; 0 also keeps uninformative groups out of the forward."""
+    micro_batches: int = 1
+    """Forwards that one step is split into."""
+    gradient_checkpointing: bool = False
+    """Recompute activations to save memory."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "loss.micro_batches", self.micro_batches)
+        if self.kl < 0:
+            raise ConfigError(f"loss.kl: must be >= 0, not {self.kl}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, with one schedule that continues across the stages of the curriculum."""
+
+    learning_rate: float = 3e-4
+    """Step size after warm-up; around 1e-6 suits models of several billion parameters."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ConfigError(f"optimizer.learning_rate: must be > 0, not {self.learning_rate}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters instead of full fine-tuning (arXiv 2106.09685)."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float = 16.0
+    """Scale of the adapters."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Modules that get an adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """When and on how much the model is evaluated, always zero-shot and greedy."""
+
+    every_steps: int = 10
+    """Steps between interim evaluations; 0 evaluates at the start and the end only."""
+    interim_tasks: int = 100
+    """Held-out tasks of an interim evaluation."""
+    tasks: int = 0
+    """Held-out tasks of the first and last evaluation; 0 takes all."""
+
+
+EMBEDDED_LIMITS = Limits(max_turns=3, max_tokens=96, max_tool_calls=2, max_observation_tokens=64, deadline_s=60.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run. Without arguments: the embedded model learns the embedded world."""
+
+    model: str | None = None
+    """Hugging Face name or directory; the embedded model if not given."""
+    tasks: Path | None = None
+    """JSONL of `{question, answers}` to train on; the embedded world's if not given."""
+    heldout: Path | None = None
+    """JSONL to evaluate on; if not given, a tenth of `--tasks` is kept aside."""
+    demos: Path | None = None
+    """YAML or JSONL of demonstrations."""
+    index: str | None = None
+    """Directory of the search index (`icrl index` makes one)."""
+    tools: tuple[str, ...] = ("search",)
+    """`search`, or `module:attribute` of your own."""
+    hits: int = 2
+    """Documents that a search shows."""
+    dialect: Literal["xml", "hermes"] = "xml"
+    """How calls and answers are written."""
+    instruction: str | None = None
+    """Replaces the dialect's instruction. It has to name the tags: a model cannot guess them zero-shot."""
+    seed: int = 0
+    """Decides tasks, demonstrations and sampling."""
+    output_dir: Path | None = None
+    """Where everything is written; `runs/<time>` if not given."""
+    resume: Path | None = None
+    """Run directory to continue."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+    deterministic: bool = False
+    """Float32, one thread, lock-step admission: a resumed run is then equal to the bit, and slower."""
+    schedule: str = "3:40,2:15,1:15,0:40"
+    """Curriculum: `shots:steps` stages."""
+    promote_at: float | None = 0.9
+    """Mean exact match over `promote_window` steps that ends a stage early; `None` keeps stages to their length."""
+    promote_window: int = 5
+    """Steps that the mean is taken over."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the trainer's forward (weights stay float32)."""
+    engine_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Arithmetic of the engine that samples."""
+    threads: int = 0
+    """Torch threads; 0 leaves the choice to torch."""
+    save_every: int = 20
+    """Steps between checkpoints; 0 saves at the end only."""
+    limits: Limits = EMBEDDED_LIMITS
+    """When a trajectory has to end."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How trajectories are made."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What they are paid for."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluations during training."""
+
+    def __post_init__(self) -> None:
+        rows = self.rollout.prompts * self.rollout.group_size
+        if rows % self.loss.micro_batches:
+            raise ConfigError(
+                f"loss.micro_batches: {self.loss.micro_batches} does not divide the {rows} rows of a step"
+                " (rollout.prompts x rollout.group_size)"
+            )
+        _at_least(1, "promote_window", self.promote_window)
+        if self.own_task and "search" in self.tools and self.index is None:
+            raise ConfigError("index: your own --tasks with the search tool need --index DIR (`icrl index` makes one)")
+
+    @property
+    def own_task(self) -> bool:
+        """Whether the user brought tasks; otherwise the embedded world is learnt."""
+        return self.tasks is not None
+
+    def settings(self) -> AgentSettings:
+        """Return what training, evaluation and serving must share; it is stored beside the weights."""
+        searches = "search" in self.tools
+        index = str(Path(self.index).resolve()) if self.index else EMBEDDED if searches else None
+        return AgentSettings(
+            dialect=self.dialect,
+            instruction=self.instruction,
+            tools=self.tools,
+            index=index,
+            hits=self.hits,
+            limits=self.limits,
+        )
+
+
+def _at_least(bound: int, name: str, value: int) -> None:
+    if value < bound:
+        raise ConfigError(f"{name}: must be >= {bound}, not {value}")

@@ -1,0 +1,128 @@
+"""How good a model is: the loop of training, run on held-out tasks, and counted.
+
+Needs no training library: `icrl eval` runs wherever an agent runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from icrl.runtime.agent import Agent
+from icrl.runtime.rollout import Plan, Rollout
+from icrl.seeds import seed_for
+from icrl.train.rewards import QuestionReward, checked, f1
+from icrl.train.statistics import mean_interval
+from icrl.types import Demonstration, Group, SamplingParams, Task, Trajectory
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation counted. Rates are means over all samples of all tasks."""
+
+    tasks: int
+    """Tasks asked."""
+    samples: int
+    """Trajectories a task."""
+    shots: int
+    """Demonstrations in the prompt."""
+    em: float
+    """Exact match."""
+    em_interval: tuple[float, float]
+    """95 % interval of `em`, over tasks."""
+    f1: float
+    """Token overlap with the best reference answer."""
+    f1_interval: tuple[float, float]
+    """95 % interval of `f1`, over tasks."""
+    format_rate: float
+    """Responses with the dialect's whole form."""
+    valid_call_rate: float
+    """Trajectories with at least one call that a tool answered without error."""
+    calls: float
+    """Calls a trajectory."""
+    response_tokens: float
+    """Tokens after the prompt, observations included, a trajectory."""
+    errors: int
+    """Trajectories that infrastructure broke; they count as wrong."""
+    wall_s: float
+    """Seconds."""
+    stop_reasons: Mapping[str, int] = field(default_factory=dict)
+    """Why trajectories ended."""
+
+
+async def evaluate(
+    agent: Agent,
+    tasks: Sequence[Task],
+    *,
+    demonstrations: Sequence[Demonstration] = (),
+    sampling: SamplingParams | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    concurrency: int = 256,
+) -> tuple[Evaluation, list[Group]]:
+    """Ask an open agent every task and count.
+
+    Args:
+        agent: An open agent.
+        tasks: Tasks with reference answers.
+        demonstrations: Shown in every prompt.
+        sampling: How to sample; greedy by default.
+        samples: Trajectories a task.
+        seed: Selects the random streams.
+        concurrency: Trajectories in flight at most.
+
+    Returns:
+        The counts, and the groups they were taken from in the order of the tasks.
+    """
+    started = time.monotonic()
+    reward = checked(QuestionReward(well_formed=agent.model.dialect.well_formed))
+    rollout = Rollout(
+        agent, score=reward, sampling=sampling or SamplingParams(temperature=0.0), concurrency=concurrency
+    )
+    plans = [
+        Plan(
+            task=task,
+            demonstrations=tuple(demonstrations),
+            members=samples,
+            seed=seed_for(seed, "evaluation", number),
+            id=f"evaluation/{number}/",
+        )
+        for number, task in enumerate(tasks)
+    ]
+    groups = await rollout.collect(plans)
+    return _count(groups, samples, len(demonstrations), time.monotonic() - started), groups
+
+
+def _count(groups: Sequence[Group], samples: int, shots: int, wall_s: float) -> Evaluation:
+    trajectories = [t for group in groups for t in group.trajectories]
+    matches = [_mean([part.get("em", 0.0) for part in group.components]) for group in groups]
+    overlaps = [_mean([f1(t.answer, group.task.answers) for t in group.trajectories]) for group in groups]
+    return Evaluation(
+        tasks=len(groups),
+        samples=samples,
+        shots=shots,
+        em=_mean(matches),
+        em_interval=mean_interval(matches),
+        f1=_mean(overlaps),
+        f1_interval=mean_interval(overlaps),
+        format_rate=_mean([part.get("format", 0.0) for group in groups for part in group.components]),
+        valid_call_rate=_mean([float(called(t)) for t in trajectories]),
+        calls=_mean([float(len(t.calls)) for t in trajectories]),
+        response_tokens=_mean([float(len(t.ids) - t.prompt_length) for t in trajectories]),
+        errors=sum(t.error is not None for t in trajectories),
+        wall_s=wall_s,
+        stop_reasons=dict(Counter(str(t.stop_reason) for t in trajectories).most_common()),
+    )
+
+
+def called(trajectory: Trajectory) -> bool:
+    """Tell whether a tool answered at least one call without error."""
+    return any(result.error is None for result in trajectory.results)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

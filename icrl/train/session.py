@@ -1,0 +1,239 @@
+"""One training run: everything that is open while it lasts, and what can be done with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from icrl.runtime.agent import Agent
+from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
+from icrl.runtime.model import find_model, open_tools
+from icrl.runtime.rollout import Rollout
+from icrl.runtime.store import TrajectoryStore
+from icrl.tokenizer import ChatTokenizer
+from icrl.train.checkpoint import RunState, checkpoint_directory, latest_checkpoint, load_state
+from icrl.train.config import QUESTION_REWARD, TrainConfig
+from icrl.train.curriculum import Stages
+from icrl.train.data import Data, load_data
+from icrl.train.evaluate import Evaluation, evaluate
+from icrl.train.interrupt import on_interrupt
+from icrl.train.metrics import EvaluationLog, EvaluationPoint, MetricsLog, StepMetrics
+from icrl.train.rewards import QuestionReward, Reward, checked, load_reward
+from icrl.train.source import Interrupted, RolloutSource
+from icrl.train.sync import merged_weights
+from icrl.train.tasks import TaskSampler
+from icrl.train.trainer import AfterStep, RolloutTrainer, build_trainer
+from icrl.types import Group, SamplingParams
+
+__all__ = ["Session", "View", "open_session"]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class View(Protocol):
+    """Whoever watches a run."""
+
+    def step(self, metrics: StepMetrics) -> None:
+        """A step was completed."""
+        ...
+
+    def evaluation(self, point: EvaluationPoint) -> None:
+        """The model was evaluated zero-shot."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something deserves attention."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """An open training run."""
+
+    config: TrainConfig
+    """What to do."""
+    directory: Path
+    """Where everything is written."""
+    view: View
+    """Whoever watches."""
+    data: Data
+    """Tasks and demonstrations."""
+    portal: BlockingPortal
+    """Leads into the event loop's thread."""
+    agent: Agent
+    """The agent that is trained; open."""
+    source: RolloutSource
+    """Makes the trainer's rows."""
+    evaluations: EvaluationLog
+    """Keeps zero-shot evaluations."""
+    checkpoint: Path | None
+    """Where to start from, when resuming."""
+    trainer: RolloutTrainer = field(init=False)
+    """Holds the weights that are learnt; filled by `open_session`."""
+    samples: list[Group] = field(default_factory=list)
+    """A few groups of the last evaluation, for the report."""
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps."""
+        return int(self.trainer.state.global_step)
+
+    def train(self) -> bool:
+        """Train to the end of the curriculum; `False` when Ctrl-C ended it early, with a checkpoint saved."""
+        with on_interrupt(self._ask_to_stop):
+            try:
+                self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            except Interrupted:
+                self.trainer.save_now()
+        return not self.source.interrupted
+
+    def _ask_to_stop(self) -> None:
+        self.source.interrupted = True
+        self.view.warn("stopping: a checkpoint is saved once the current step is finished or dropped")
+        self.portal.start_task_soon(self.source.stop)
+
+    def finished(self) -> bool:
+        """Tell whether training should stop after this step."""
+        return self.source.interrupted or self.source.curriculum.finished
+
+    def after_step(self, step: int) -> None:
+        """Evaluate where an interim evaluation is due."""
+        every = self.config.evaluation.every_steps
+        if every and step % every == 0 and not self.finished():
+            self.evaluate(self.config.evaluation.interim_tasks)
+
+    def evaluate(self, tasks: int) -> Evaluation:
+        """Evaluate the current weights zero-shot and greedily.
+
+        Args:
+            tasks: How many held-out tasks; 0 takes all.
+        """
+        self.source.sync(self.trainer.plain_model, version=self.step)
+        chosen = self.data.held_out[:tasks] if tasks else self.data.held_out
+        result, groups = self.portal.call(
+            partial(evaluate, self.agent, chosen, seed=self.config.seed, concurrency=self.config.rollout.concurrency)
+        )
+        self.samples = groups[:4]
+        point = EvaluationPoint(step=self.step, evaluation=result)
+        self.evaluations.append(point)
+        self.view.evaluation(point)
+        return result
+
+    def save_model(self) -> Path:
+        """Write the trained model as a Hugging Face directory, with the settings it was trained under."""
+        directory = self.directory / "model"
+        model = self.trainer.plain_model
+        with merged_weights(model) as weights:
+            plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+            plain.save_pretrained(directory, state_dict=dict(weights))
+        origin = find_model(self.config.model)
+        for name in TOKENIZER_FILES:
+            if (origin / name).is_file():
+                shutil.copyfile(origin / name, directory / name)
+        self.config.settings().save(directory)
+        return directory
+
+
+@contextmanager
+def open_session(config: TrainConfig, directory: Path, view: View) -> Iterator[Session]:
+    """Open everything that a run needs, and close it again.
+
+    Raises:
+        ConfigError: The model, a tool, the reward or the schedule is wrong, or the directory cannot be written.
+        DataError: Tasks or demonstrations are wrong.
+        CheckpointError: There is nothing to resume from.
+    """
+    data = load_data(config)
+    checkpoint = latest_checkpoint(directory) if config.resume is not None else None
+    state = load_state(checkpoint) if checkpoint else None
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+        agent, engine = _open_agent(config, portal, stack)
+        source = RolloutSource(
+            config=config,
+            portal=portal,
+            rollout=portal.call(_rollout, config, agent),
+            sink=engine,
+            sampler=TaskSampler(data.train, config.seed),
+            demonstrations=data.demonstrations,
+            curriculum=_curriculum(config, state),
+            store=stack.enter_context(_store(directory, state)),
+            metrics=stack.enter_context(MetricsLog(directory / "metrics.jsonl", resume_at=state and state.step)),
+            on_step=view.step,
+            on_warning=view.warn,
+        )
+        session = Session(
+            config=config,
+            directory=directory,
+            view=view,
+            data=data,
+            portal=portal,
+            agent=agent,
+            source=source,
+            evaluations=stack.enter_context(
+                EvaluationLog(directory / "evaluations.jsonl", resume_at=state and state.step)
+            ),
+            checkpoint=checkpoint,
+        )
+        callback = AfterStep(session.finished, config.save_every, session.after_step)
+        session.trainer = build_trainer(
+            config, find_model(config.model), checkpoint_directory(directory), source, callback
+        )
+        yield session
+
+
+def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -> tuple[Agent, LocalEngine]:
+    directory = find_model(config.model)
+    tokenizer = ChatTokenizer.load(directory)
+    settings = config.settings()
+    engine = LocalEngine(
+        LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.threads), tokenizer
+    )
+    stack.callback(portal.call, engine.aclose)
+    agent = Agent(
+        engine,
+        tools=portal.call(open_tools, settings),
+        dialect=settings.dialect,
+        instruction=settings.instruction,
+        limits=settings.limits,
+        tokenizer=tokenizer,
+    )
+    stack.enter_context(portal.wrap_async_context_manager(agent))
+    return agent, engine
+
+
+async def _rollout(config: TrainConfig, agent: Agent) -> Rollout:
+    return Rollout(
+        agent,
+        score=checked(_reward(config, agent)),
+        sampling=SamplingParams(temperature=config.rollout.temperature, max_tokens=config.limits.max_tokens),
+        concurrency=config.rollout.concurrency,
+    )
+
+
+def _reward(config: TrainConfig, agent: Agent) -> Reward:
+    if config.reward.function != QUESTION_REWARD:
+        return load_reward(config.reward.function)
+    return QuestionReward(
+        well_formed=agent.model.dialect.well_formed,
+        em_weight=config.reward.exact_match,
+        format_weight=config.reward.format,
+    )
+
+
+def _curriculum(config: TrainConfig, state: RunState | None) -> Stages:
+    curriculum = Stages(config.schedule, promote_at=config.promote_at, window=config.promote_window)
+    if state is not None:
+        curriculum.restore(state.curriculum)
+    return curriculum
+
+
+def _store(directory: Path, state: RunState | None) -> TrajectoryStore:
+    return TrajectoryStore(directory / "trajectories.jsonl", keep_bytes=state.trajectories_bytes if state else 0)
