@@ -98,7 +98,7 @@ def _parse(cls: type[T], argv: list[str], default: T, prog: str, description: st
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(_one_line(printed.getvalue())) from None
+        raise ConfigError(_one_line(printed.getvalue(), cls.__name__)) from None
 
 
 @contextlib.contextmanager
@@ -115,12 +115,14 @@ def _wide_terminal() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _one_line(box: str) -> str:
+def _one_line(box: str, root: str) -> str:
     """Read the message out of tyro's box: what stands between its title and its first rule."""
     lines = [line.strip("│| \t") for line in box.splitlines() if not line.startswith(("╭", "╰", "+"))]
     rule = next((i for i, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
     message = " ".join(line for line in lines[:rule] if line)
-    return re.sub(r"\[/?bold\]", "", message).removeprefix("Error parsing ")
+    message = re.sub(r"\[/?bold\]", "", message).removeprefix("Error parsing ").removeprefix(f"{root}: ")
+    # A check may name its field in full already, where tyro adds the group's name.
+    return re.sub(r"^([\w.]+): (?=\1\.)", "", message)
 
 
 def _fails_alike(cls: type[Any], default: Any, prog: str, message: str) -> bool:

@@ -121,7 +121,7 @@ class AddedTokens:
         proper = [(content, at) for content in self._by_content for at in range(1, len(content))]
         self._heads = {content[:at] for content, at in proper}
         self._tails = {content[at:] for content, at in proper}
-        self._patterns: dict[Marks, re.Pattern[str]] = {}
+        self._last: tuple[Marks, re.Pattern[str]] | None = None
         self._longest = max((len(content) for content in self._by_content), default=0)
 
     @property
@@ -145,14 +145,19 @@ class AddedTokens:
         if not self._tokens:
             return Rendered() + text
         rendered, position = Rendered(), 0
-        if marks not in self._patterns:
-            self._patterns[marks] = re.compile("|".join(_expression(token, marks) for token in self._tokens))
-        for match in self._patterns[marks].finditer(text):
+        for match in self._pattern(marks).finditer(text):
             token = self._by_content.get(match[0]) or self._by_content[match[0].strip()]
             rendered += _unmarked(text[position : match.start()], marks)
             rendered += Rendered((Special(token.id, match[0]),))
             position = match.end()
         return rendered + _unmarked(text[position:], marks)
+
+    def _pattern(self, marks: Marks) -> re.Pattern[str]:
+        last = self._last
+        if last is None or last[0] != marks:  # nearly every conversation leaves the same three characters free
+            pattern = re.compile("|".join(_expression(token, marks) for token in self._tokens))
+            self._last = last = (marks, pattern)
+        return last[1]
 
 
 def _expression(token: AddedToken, marks: Marks) -> str:

@@ -28,6 +28,10 @@ _REPLACEMENT = "\ufffd"
 class Tokenizer(Protocol):
     """Text to token ids and back, conversations to text; stateless."""
 
+    def __hash__(self) -> int:
+        """Identity: what was encoded once is remembered by tokenizer."""
+        ...
+
     @property
     def name(self) -> str:
         """For messages: a model's name or path."""
@@ -130,6 +134,8 @@ class ChatTokenizer:
         self.vocab_size = max((*self._plain.get_vocab(with_added_tokens=False).values(), *self._added)) + 1
         self._check()
         self.eos_ids = files.eos_ids | self._end_of_turn()
+        if not self.eos_ids:
+            raise ConfigError(f"tokenizer: {self.name} names no end token; set eos_token in its tokenizer_config.json")
         self.pad_id = files.pad_id if files.pad_id is not None else min(self.eos_ids)
 
     @classmethod

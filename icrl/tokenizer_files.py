@@ -47,7 +47,8 @@ class TokenizerFiles:
     def added(self) -> tuple[AddedToken, ...]:
         """The added tokens."""
         fields = ("id", "content", "special", "lstrip", "rstrip")
-        return tuple(AddedToken(**{key: token[key] for key in fields}) for token in self.pipeline["added_tokens"])
+        tokens = self.pipeline.get("added_tokens", ())
+        return tuple(AddedToken(**{key: token[key] for key in fields}) for token in tokens)
 
     @cached_property
     def added_tokens(self) -> AddedTokens:
@@ -58,14 +59,17 @@ class TokenizerFiles:
     def plain(self) -> Plain:
         """The tokenizer without its added tokens, without NFC normalisation, padding, truncation and decoration."""
         stripped = {**self.pipeline, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        if (self.pipeline["normalizer"] or {}).get("type") == "NFC":
+        if (self.pipeline.get("normalizer") or {}).get("type") == "NFC":
             stripped["normalizer"] = None
-        return Plain.from_str(json.dumps(stripped))
+        try:
+            return Plain.from_str(json.dumps(stripped))
+        except Exception as error:  # the library raises nothing more specific
+            raise ConfigError(f"tokenizer: tokenizer.json of {self.name} is damaged ({error})") from error
 
     @property
     def byte_level(self) -> bool:
         """Whether every token stands for fixed bytes."""
-        return (self.pipeline["decoder"] or {}).get("type") == "ByteLevel"
+        return (self.pipeline.get("decoder") or {}).get("type") == "ByteLevel"
 
     @property
     def variables(self) -> dict[str, str]:

@@ -17,12 +17,12 @@ from icrl.tokenizer import ChatTokenizer
 _QWEN = [("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True)]
 _QWEN_WORDS = [("<tool_call>", False), ("</tool_call>", False)]
 _QWEN3_WORDS = [("<tool_response>", False), ("</tool_response>", False), ("<think>", False), ("</think>", False)]
-_LLAMA = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"]
+_LLAMA = ["begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eom_id", "eot_id"]
 _MODELS = {
     "qwen2_5": (_QWEN + _QWEN_WORDS, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
     "qwen3": (_QWEN + _QWEN_WORDS + _QWEN3_WORDS, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
-    "llama3_2": ([(t, True) for t in _LLAMA], {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
-    "llama3": ([(t, True) for t in _LLAMA], {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
+    "llama3_2": ([(f"<|{t}|>", True) for t in _LLAMA], {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
+    "llama3": ([(f"<|{t}|>", True) for t in _LLAMA], {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
 }
 _TEXT = """The quick brown fox jumps over the lazy dog. system user assistant tool name arguments query function
 <tools> {"type": "function"} search the web for an answer. You are a helpful assistant. # Tools call one or more"""

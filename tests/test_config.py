@@ -37,6 +37,8 @@ class Optimizer:
     def __post_init__(self) -> None:
         if self.learning_rate < 0:
             raise ConfigError(f"learning_rate: must be >= 0, not {self.learning_rate}")
+        if self.clip == 0:
+            raise ConfigError("optimizer.clip: must not be 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,10 @@ class Settings:
     """Where to write."""
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     """The optimizer."""
+
+    def __post_init__(self) -> None:
+        if self.schedule == "never":
+            raise ConfigError("schedule: never is not now")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +146,7 @@ optimizers = st.builds(
     Optimizer,
     learning_rate=st.floats(0, allow_nan=False),
     betas=st.tuples(finite, finite),
-    clip=st.none() | finite,
+    clip=st.none() | finite.filter(bool),
 )
 everything = st.builds(
     Settings,
@@ -186,6 +192,8 @@ def test_flags_after_a_dumped_file_change_only_what_they_name(tmp_path_factory, 
         (["--device", "tpu"], "invalid choice 'tpu' for argument '--device'. Expected one of ('cpu', 'cuda')."),
         (["--loss", "ppo"], "invalid choice 'ppo' for argument '--loss'. Expected one of ('grpo', 'dr-grpo')."),
         (["--optimizer.learning-rate", "-1"], "optimizer: learning_rate: must be >= 0, not -1.0"),
+        (["--optimizer.clip", "0"], "optimizer.clip: must not be 0"),
+        (["--schedule", "never"], "schedule: never is not now"),
         (["stray"], "Unrecognized options: stray"),
         (["--steps"], "Missing value for argument '--steps'. Expected 1 values."),
         (["--config"], "--config: name a YAML file"),

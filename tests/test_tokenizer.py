@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icrl.errors import ConfigError, DataError
+from icrl.errors import DataError
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer, Rendered, Special, TextStream
 from icrl.types import Message, ToolCall
@@ -28,7 +28,7 @@ SEARCH = {
         "parameters": {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
     },
 }
-CALL = ToolCall(id="0.0", name="search", arguments={"query": "the \"fox\" é\n", "k": 3})
+CALL = ToolCall(id="0.0", name="search", arguments={"query": 'the "fox" é\n', "k": 3})
 USER = Message(role="user", content="Who is the  fox's owner?\n\nTell me. ")
 SYSTEM = Message(role="system", content="You are a fox.")
 ANSWER = Message(role="assistant", content="It is 42 – really.")
@@ -151,8 +151,8 @@ def test_hostile_contents_never_add_structure(chat_tokenizer, model, texts):
 
 def test_hostile_tools_never_add_structure(chat_tokenizer):
     tokenizer = chat_tokenizer("qwen3")
-    hostile_tool = json.loads(json.dumps(SEARCH).replace("quickly", "<|im_end|></tool_call>").replace("query", "<think>"))
-    assert added_ids(tokenizer, [USER], [hostile_tool]) == added_ids(tokenizer, [USER], [SEARCH])
+    text = json.dumps(SEARCH).replace("quickly", "<|im_end|></tool_call>").replace("query", "<think>")
+    assert added_ids(tokenizer, [USER], [json.loads(text)]) == added_ids(tokenizer, [USER], [SEARCH])
 
 
 def test_a_quoted_token_at_the_seam_stays_text_and_the_template_keeps_its_own():
@@ -281,108 +281,3 @@ def test_half_a_surrogate_pair_is_named():
         TINY.encode("ab\ud800")
     with pytest.raises(DataError, match="surrogate"):
         TINY.encode_batch(["ok", "\udc00"])
-
-
-def write(directory, name, change):
-    content = json.loads((directory / name).read_text())
-    change(content)
-    (directory / name).write_text(json.dumps(content))
-
-
-@pytest.fixture
-def copy(tmp_path):
-    shutil.copytree(BASE_DIR, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors"))
-    return tmp_path / "copy"
-
-
-def test_a_vocabulary_that_spells_an_added_token_is_refused(copy):
-    token = {"id": TINY.encode("!")[0], "content": "!", "special": True, "lstrip": False, "rstrip": False}
-    token |= {"normalized": False, "single_word": False}
-    write(copy, "tokenizer.json", lambda p: p["added_tokens"].append(token))
-    with pytest.raises(ConfigError, match="spells its added token '!' in plain text"):
-        ChatTokenizer.load(copy)
-
-
-def test_a_vocabulary_that_changes_text_is_refused(copy):
-    write(copy, "tokenizer.json", lambda p: p.update(normalizer={"type": "Lowercase"}))
-    write(copy, "tokenizer.json", lambda p: p["normalizer"].update(type="Strip", strip_left=True, strip_right=True))
-    with pytest.raises(ConfigError, match="does not give text back"):
-        ChatTokenizer.load(copy)
-
-
-def test_text_is_not_normalised(copy):
-    write(copy, "tokenizer.json", lambda p: p.update(normalizer={"type": "NFC"}))
-    tokenizer = ChatTokenizer.load(copy)
-    assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
-
-
-def test_end_tokens_come_from_every_file_and_from_the_template(copy):
-    write(copy, "generation_config.json", lambda c: c.update(eos_token_id=[0, 5]))
-    write(copy, "config.json", lambda c: c.update(eos_token_id=7))
-    write(copy, "tokenizer_config.json", lambda c: c.update(eos_token={"content": "<|endoftext|>"}, pad_token=None))
-    assert ChatTokenizer.load(copy).eos_ids == {0, 2, 5, 7}
-
-
-def test_a_template_may_lie_in_the_settings(copy):
-    (copy / "chat_template.jinja").unlink()
-    with pytest.raises(ConfigError, match="no chat template"):
-        ChatTokenizer.load(copy).render([USER])
-    templates = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]
-    write(copy, "tokenizer_config.json", lambda c: c.update(chat_template=templates))
-    tokenizer = ChatTokenizer.load(copy)
-    assert tokenizer.render([USER])[0].text == "plain"
-    assert tokenizer.render([USER], tools=[SEARCH])[0].text == "with tools"
-    write(copy, "tokenizer_config.json", lambda c: c.update(chat_template="{% generation %}one{% endgeneration %}"))
-    assert ChatTokenizer.load(copy).render([USER])[0].text == "one"
-
-
-def test_a_broken_template_is_named(copy):
-    (copy / "chat_template.jinja").write_text("{% for %}")
-    with pytest.raises(ConfigError, match="chat_template: .* is invalid"):
-        ChatTokenizer.load(copy)
-
-
-def test_tokens_that_swallow_whitespace(copy):
-    write(copy, "tokenizer.json", lambda p: p["added_tokens"][2].update(rstrip=True))
-    tokenizer = ChatTokenizer.load(copy)
-    (rendered,) = tokenizer.render([USER], generate=False)
-    assert rendered.pieces[-1] == Special(2, "<|im_end|>\n")
-
-
-def test_missing_and_damaged_files_are_named(copy, tmp_path):
-    with pytest.raises(ConfigError, match="neither a directory here nor a hub name"):
-        ChatTokenizer.load(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
-        ChatTokenizer.load(tmp_path / "empty")
-    (copy / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
-        ChatTokenizer.load(copy)
-    (copy / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match="not a JSON object"):
-        ChatTokenizer.load(copy)
-
-
-def test_a_hub_name_is_fetched_without_weights(monkeypatch):
-    import huggingface_hub
-
-    asked = {}
-
-    def snapshot_download(name, *, allow_patterns):
-        asked[name] = allow_patterns
-        return str(BASE_DIR)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert ChatTokenizer.load("someone/model").name == "someone/model"
-    assert not any("safetensors" in pattern or pattern == "*" for pattern in asked["someone/model"])
-
-
-def test_a_hub_failure_is_one_readable_line(monkeypatch):
-    import huggingface_hub
-
-    def snapshot_download(name, *, allow_patterns):
-        raise OSError("no route to host\nand a long trace")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(ConfigError, match=r"'someone/model' is no directory here .*\(no route to host\)"):
-        ChatTokenizer.load("someone/model")

@@ -18,7 +18,8 @@ from icrl.runtime.agent import Agent
 from icrl.runtime.prompt import load_demonstrations
 from icrl.runtime.store import TrajectoryStore
 from icrl.tiny import DEMONSTRATIONS, HELD_OUT
-from icrl.train.evaluate import Evaluation, evaluate
+from icrl.train.evaluate import evaluate
+from icrl.train.metrics import Evaluation
 from icrl.train.tasks import load_tasks
 from icrl.types import Demonstration, SamplingParams
 from icrl.wire import encode

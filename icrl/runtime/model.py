@@ -198,7 +198,7 @@ async def _open_search(settings: AgentSettings) -> Tool:
     else:
         directory = Path(settings.index)
     index = await asyncio.to_thread(Bm25Index.open, directory)
-    return SearchTool(Bm25Retriever(index), k=settings.hits)
+    return SearchTool(Bm25Retriever(index), k=settings.hits, separator=settings.hit_separator)
 
 
 def _embedded_index() -> Path:

@@ -35,6 +35,8 @@ class AgentSettings:
     """Directory of the search index, or `embedded`."""
     hits: int = 3
     """Documents that a search shows."""
+    hit_separator: str = "\n"
+    """What stands between them."""
     limits: Limits = field(default_factory=Limits)
     """When a run has to end."""
 

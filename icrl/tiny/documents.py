@@ -16,7 +16,7 @@ from random import Random
 
 from icrl.tiny.episodes import SPOKEN, draw_episodes
 from icrl.tiny.subjects import FACT_WORDINGS, QUESTIONS
-from icrl.tiny.words import NAMES, PUNCTUATION, RESERVED, Fact, draw_fact, units
+from icrl.tiny.words import ADJECTIVES, NAMES, NOUNS, PUNCTUATION, RESERVED, Fact, draw_fact, units
 
 __all__ = ["Mixture", "clean", "documents", "draw_document"]
 
@@ -148,11 +148,6 @@ _STORY = (
     *("There is no information in the {w}.", "{p} saw a {x} python in the {w}.", "The result was known in {e}."),
     *("One interpreter came to {e} with {p}.", "The output of the {w} is {x}.", "{r} wrote some code in the {w}."),
 )
-_NOUNS = tuple(
-    "town city hill road house wood field sea lake bridge tower wall gate door night day sun moon rain snow wind fire "
-    "boat market tree garden story song book letter".split()
-)
-_ADJECTIVES = tuple("old new small big good great dark bright long short near far lost".split())
 
 
 def _prose(random: Random) -> str:
@@ -162,6 +157,6 @@ def _prose(random: Random) -> str:
         if random.random() < 0.3:
             sentences.append(_say(random, draw_fact(random)))
         else:
-            x, y = (random.choice(_ADJECTIVES) for _ in range(2))
-            sentences.append(random.choice(_STORY).format(p=p, r=r, e=e, w=random.choice(_NOUNS), x=x, y=y))
+            x, y = (random.choice(ADJECTIVES) for _ in range(2))
+            sentences.append(random.choice(_STORY).format(p=p, r=r, e=e, w=random.choice(NOUNS), x=x, y=y))
     return " ".join(sentences)

@@ -77,7 +77,7 @@ def draw_episodes(random: Random, records: tuple[int, int], sums: float) -> str:
         kinds = tuple(random.sample(kinds, len(kinds)))
     subject = (sum_subject if random.random() < sums else fact_subject)(random, kinds)
     style = _draw_format(random, kinds)
-    head = _draw_head(random)
+    head = _draw_head(random, style)
     *shown, last = _draw_records(subject, random.randint(*records))
     text = head + "".join(style.whole(r) + style.pause for r in shown)
     if random.random() < 0.5:
@@ -129,9 +129,21 @@ _WRAPS: tuple[Wrap, ...] = (
 _WRAP_WEIGHTS = (10, 7, 10, 6, 6, 6, 5, 5, 5)
 
 
-def _draw_head(random: Random) -> str:
-    """A first line of random words, in half of all documents."""
+def _draw_head(random: Random, style: _Format) -> str:
+    """A first line of random words, in half of all documents.
+
+    Some of these lines show tags, but never those that the records use: a reader learns to take the format from the
+    records and not from a line that talks about tags.
+    """
     if random.random() < 0.5:
         return ""
-    words = " ".join(random.choice(SPOKEN) for _ in range(random.randint(2, 14)))
-    return words.capitalize() + random.choice((".", ":", "")) + random.choice(("\n", "\n\n", " "))
+    line = " ".join(random.choice(SPOKEN) for _ in range(random.randint(2, 14))).capitalize()
+    if random.random() < 0.3:
+        others = random.sample([t for t in TAGS if t not in style.tags], random.randint(2, 4))
+        *most, last = (_mention(random, style, t) for t in others)
+        line = f"{line} {' , '.join(most)} and {last}"
+    return line + random.choice((".", ":", "")) + random.choice(("\n", "\n\n", " "))
+
+
+def _mention(random: Random, style: _Format, tag: str) -> str:
+    return style.wrap(tag, random.choice(("", random.choice(SPOKEN)))) if random.random() < 0.5 else f"<{tag}> </{tag}>"

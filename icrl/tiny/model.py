@@ -6,16 +6,14 @@ width, V vocabulary.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Cache", "ModelConfig", "TinyQwen2", "load", "save"]
+__all__ = ["Cache", "ModelConfig", "TinyQwen2"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +83,12 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def _heads(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        batch, length, _ = x_BTC.shape
+        return x_BTC.view(batch, length, -1, self.head_size).transpose(1, 2)
 
-    def forward(self, x_BTC: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Cache | None, layer: int
+    ) -> Tensor:
         q = _rotate(self._heads(self.q_proj(x_BTC)), *angles) * self.head_size**-0.5
         k = _rotate(self._heads(self.k_proj(x_BTC)), *angles)
         v = self._heads(self.v_proj(x_BTC))
@@ -133,7 +134,9 @@ class _Block(nn.Module):
         self.post_attention_layernorm = _Norm(config.hidden_size)
         self.mlp = _FeedForward(config)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor, cache: Cache | None, layer: int
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
@@ -260,67 +263,3 @@ _PREVIOUS_SHARPNESS = 8.0
 _MATCH_PAIRS = 22
 _MATCH_SHARPNESS = 3.0
 _COPY_GAIN = 6.0
-
-
-def save(model: TinyQwen2, directory: Path, *, pad_id: int, end_id: int) -> None:
-    """Write `config.json`, `generation_config.json` and `model.safetensors` (bfloat16) as transformers does.
-
-    Args:
-        model: What to write.
-        directory: An existing directory.
-        pad_id: Padding token.
-        end_id: End-of-turn token.
-    """
-    from safetensors.torch import save_file
-
-    special = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": pad_id}
-    _write_json(directory / "config.json", _hugging_face_config(model.config) | special)
-    _write_json(directory / "generation_config.json", special)
-    weights = {name: p.detach().to(torch.bfloat16).contiguous() for name, p in model.named_parameters()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-
-
-def _hugging_face_config(config: ModelConfig) -> dict[str, object]:
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "use_sliding_window": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "torch_dtype": "bfloat16",
-    }
-
-
-def _write_json(path: Path, value: dict[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def load(directory: Path) -> TinyQwen2:
-    """Read a directory written by `save`, or by transformers for the same architecture, in float32."""
-    from safetensors.torch import load_file
-
-    raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    rope = raw.get("rope_parameters") or raw
-    config = ModelConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        layers=raw["num_hidden_layers"],
-        heads=raw["num_attention_heads"],
-        rope_theta=rope["rope_theta"],
-    )
-    model = TinyQwen2(config)
-    model.load_state_dict({n: w.float() for n, w in load_file(directory / "model.safetensors").items()})
-    return model

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from icrl.errors import ConfigError
+from icrl.tiny import probe
+from icrl.tiny.checkpoint import save
 from icrl.tiny.documents import Mixture, documents
-from icrl.tiny.model import ModelConfig, TinyQwen2, save
+from icrl.tiny.model import ModelConfig, TinyQwen2
 from icrl.tiny.tokenizer import END_OF_TEXT, END_OF_TURN, START_OF_TURN, build_tokenizer
 
 __all__ = ["PHASES", "Phase", "PretrainConfig", "Progress", "copy_accuracy", "main", "packed_rows", "pretrain"]
@@ -59,7 +61,7 @@ PHASES = (
         decay=0.0,
     ),
     Phase(
-        steps=1200,
+        steps=1500,
         rows=8,
         length=384,
         mixture=Mixture(episodes=0.7, reading=0.1, repeats=0.1, pairs=0.05, prose=0.05, records=(3, 6), sums=0.2),
@@ -154,7 +156,7 @@ def _step(
         logits = model(ids_BT[:, :-1])
     loss = F.cross_entropy(logits.float().flatten(0, 1), ids_BT[:, 1:].flatten())
     model.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -186,17 +188,17 @@ def copy_accuracy(model: TinyQwen2, period: int = 40) -> float:
     once = torch.randint(model.config.vocab_size // 8, model.config.vocab_size, (16, period), generator=generator)
     twice = once.repeat(1, 2)
     guess = model(twice[:, :-1])[:, period:].argmax(-1)
-    return (guess == twice[:, period + 1 :]).float().mean().item()
+    return float((guess == twice[:, period + 1 :]).float().mean())
 
 
 def main(config: PretrainConfig) -> None:
-    """Build the tokenizer, pretrain, and write a Hugging Face directory."""
+    """Build the tokenizer, pretrain, write a Hugging Face directory and probe it."""
     from tokenizers import Tokenizer
 
     torch.set_num_threads(config.threads)
     config.output.mkdir(parents=True, exist_ok=True)
     build_tokenizer(config.output)
-    tokenizer = Tokenizer.from_file(str(config.output / "tokenizer.json"))
+    tokenizer: Any = Tokenizer.from_file(str(config.output / "tokenizer.json"))
     started = time.perf_counter()
 
     def show(progress: Progress) -> None:
@@ -213,6 +215,7 @@ def main(config: PretrainConfig) -> None:
     model = pretrain(tokenizer, shape, PHASES, seed=config.seed, dtype=dtype, on_step=show)
     pad_id, end_id = (tokenizer.token_to_id(t) for t in (END_OF_TEXT, END_OF_TURN))
     save(model, config.output, pad_id=pad_id, end_id=end_id)
+    probe.main(config.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from random import Random
 from typing import Any
 
 from icrl.tiny import BASE_DIR
-from icrl.tiny.model import TinyQwen2, load
+from icrl.tiny.checkpoint import load
+from icrl.tiny.model import TinyQwen2
 from icrl.tiny.sampler import Episode, sample_episodes
 from icrl.tiny.world import World, top_documents
 from icrl.types import Demonstration, Task

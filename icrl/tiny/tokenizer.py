@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def learn_merges(words: Iterable[str], first: Iterable[Merge] = ()) -> list[Merg
     for merge in merges:
         pieces = [_apply(merge, p) for p in pieces]
     while pieces := [p for p in pieces if len(p) > 1]:
-        counts = Counter(pair for p in pieces for pair in zip(p, p[1:], strict=False))
+        counts = Counter(pair for p in pieces for pair in pairwise(p))
         merge = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(merge)
         pieces = [_apply(merge, p) for p in pieces]

@@ -19,7 +19,7 @@ from random import Random
 
 import yaml
 
-from icrl.tiny.words import ATTRIBUTES, NAMES, Fact, draw_fact
+from icrl.tiny.words import ATTRIBUTES, LISTED_ATTRIBUTES, NAMED_ATTRIBUTES, NAMES, NUMBERED_ATTRIBUTES, Fact, draw_fact
 from icrl.types import Demonstration, Step, Task
 
 __all__ = ["QUESTIONS", "Document", "World", "top_documents", "write_world"]
@@ -35,7 +35,8 @@ QUESTIONS = (
 _ENTITIES = 400
 _FACTS_EACH = 4
 _HELD_OUT = 100
-_DEMONSTRATIONS = 8
+_DEMONSTRATED = (NAMED_ATTRIBUTES, tuple(LISTED_ATTRIBUTES), NUMBERED_ATTRIBUTES, NAMED_ATTRIBUTES) * 2
+"""Which attributes each demonstration asks for: any few of them show answers of more than one kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +64,11 @@ class World:
 
     @cached_property
     def facts(self) -> tuple[tuple[Fact, ...], ...]:
-        """[400][4] everything that holds, by entity."""
+        """[400][4] everything that holds, by entity: the held-out ones, those of demonstrations, the rest."""
         random = Random(f"facts {self.seed}")
         names = random.sample(NAMES, _ENTITIES)
-        return tuple(
-            tuple(draw_fact(random, attribute=a, entity=e) for a in random.sample(ATTRIBUTES, _FACTS_EACH))
-            for e in names
-        )
+        kinds = {_HELD_OUT + i: kind for i, kind in enumerate(_DEMONSTRATED)}
+        return tuple(_describe(random, name, kinds.get(i, ATTRIBUTES)) for i, name in enumerate(names))
 
     @cached_property
     def documents(self) -> tuple[Document, ...]:
@@ -90,14 +89,14 @@ class World:
     @property
     def train(self) -> tuple[Task, ...]:
         """[1168] questions to learn from."""
-        return self._tasks(self.facts[_HELD_OUT + _DEMONSTRATIONS :])
+        return self._tasks(self.facts[_HELD_OUT + len(_DEMONSTRATED) :])
 
     @cached_property
     def demonstrations(self) -> tuple[Demonstration, ...]:
         """[8] worked examples, one search each; results are the top two documents of a BM25 search."""
-        random = Random(f"demonstrations {self.seed}")
-        shown = self.facts[_HELD_OUT : _HELD_OUT + _DEMONSTRATIONS]
-        return tuple(self._demonstrate(facts[0], random.choice(QUESTIONS)) for facts in shown)
+        shown = self.facts[_HELD_OUT : _HELD_OUT + len(_DEMONSTRATED)]
+        wordings = (*QUESTIONS, *reversed(QUESTIONS))
+        return tuple(self._demonstrate(facts[0], wording) for facts, wording in zip(shown, wordings, strict=True))
 
     def _tasks(self, by_entity: Iterable[tuple[Fact, ...]]) -> tuple[Task, ...]:
         return tuple(_task(fact, self.seed) for facts in by_entity for fact in facts)
@@ -112,6 +111,13 @@ class World:
             thought=f"I need the {query}.",
         )
         return Demonstration(query=_ask(wording, fact), steps=(step,), answer=fact.value)
+
+
+def _describe(random: Random, entity: str, first: tuple[str, ...]) -> tuple[Fact, ...]:
+    """Invent an entity's facts; the attribute of the first is one of those given."""
+    attribute = random.choice(first)
+    others = random.sample([a for a in ATTRIBUTES if a != attribute], _FACTS_EACH - 1)
+    return tuple(draw_fact(random, attribute=a, entity=entity) for a in (attribute, *others))
 
 
 def _slug(fact: Fact) -> str:

@@ -73,7 +73,7 @@ class LossConfig:
     """Weight of the KL term to the initial model; 0 also keeps uninformative groups out of the forward."""
     micro_batches: int = 1
     """Forwards that one step is split into."""
-    gradient_checkpointing: bool = False
+    activation_checkpointing: bool = False
     """Recompute activations to save memory."""
 
     def __post_init__(self) -> None:
@@ -149,6 +149,8 @@ class TrainConfig:
     """`search`, or `module:attribute` of your own."""
     hits: int = 2
     """Documents that a search shows."""
+    hit_separator: str = " "
+    """What stands between them."""
     dialect: Literal["xml", "hermes"] = "xml"
     """How calls and answers are written."""
     instruction: str | None = None
@@ -173,8 +175,8 @@ class TrainConfig:
     """Arithmetic of the trainer's forward (weights stay float32)."""
     engine_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Arithmetic of the engine that samples."""
-    threads: int = 0
-    """Torch threads; 0 leaves the choice to torch."""
+    threads: int | None = None
+    """Torch threads of the trainer and of the engine; `None` lets each choose."""
     save_every: int = 20
     """Steps between checkpoints; 0 saves at the end only."""
     limits: Limits = EMBEDDED_LIMITS
@@ -218,6 +220,7 @@ class TrainConfig:
             tools=self.tools,
             index=index,
             hits=self.hits,
+            hit_separator=self.hit_separator,
             limits=self.limits,
         )
 

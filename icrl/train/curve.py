@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_curve"]
 
-_LINES = (
+_LINES: tuple[tuple[str, str, str, float, Callable[[StepMetrics], float | None]], ...] = (
     ("exact match", "#1f6feb", "-", 2.4, lambda m: m.em),
     ("valid-call rate", "#d97706", "--", 1.5, lambda m: m.valid_call_rate),
     ("reward", "#1f2933", ":", 1.5, lambda m: m.reward),

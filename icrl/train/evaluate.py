@@ -7,51 +7,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from icrl.runtime.agent import Agent
 from icrl.runtime.rollout import Plan, Rollout
 from icrl.seeds import seed_for
+from icrl.train.metrics import Evaluation
 from icrl.train.rewards import QuestionReward, checked, f1
 from icrl.train.statistics import mean_interval
 from icrl.types import Demonstration, Group, SamplingParams, Task, Trajectory
 
-__all__ = ["Evaluation", "evaluate"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """What an evaluation counted. Rates are means over all samples of all tasks."""
-
-    tasks: int
-    """Tasks asked."""
-    samples: int
-    """Trajectories a task."""
-    shots: int
-    """Demonstrations in the prompt."""
-    em: float
-    """Exact match."""
-    em_interval: tuple[float, float]
-    """95 % interval of `em`, over tasks."""
-    f1: float
-    """Token overlap with the best reference answer."""
-    f1_interval: tuple[float, float]
-    """95 % interval of `f1`, over tasks."""
-    format_rate: float
-    """Responses with the dialect's whole form."""
-    valid_call_rate: float
-    """Trajectories with at least one call that a tool answered without error."""
-    calls: float
-    """Calls a trajectory."""
-    response_tokens: float
-    """Tokens after the prompt, observations included, a trajectory."""
-    errors: int
-    """Trajectories that infrastructure broke; they count as wrong."""
-    wall_s: float
-    """Seconds."""
-    stop_reasons: Mapping[str, int] = field(default_factory=dict)
-    """Why trajectories ended."""
+__all__ = ["called", "evaluate"]
 
 
 async def evaluate(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,7 +19,9 @@ from icrl.train.metrics import Evaluation, StepMetrics
 __all__ = ["LiveView", "sparkline"]
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_CURVE_WIDTH = 60
+_WIDTH = 92
+_BESIDE_CURVE = 32
+"""Columns that frame, name and value take."""
 _RECENT_STEPS = 5
 """Steps that the forecast of the remaining time is taken from."""
 
@@ -31,7 +35,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """
     count = min(width, len(values))
     edges = [round(i * len(values) / count) for i in range(count + 1)] if count else []
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     return "".join(_BLOCKS[round(min(1.0, max(0.0, mean)) * (len(_BLOCKS) - 1))] for mean in means)
 
 
@@ -39,7 +43,7 @@ class LiveView:
     """Shows a run while it lasts; use as a context manager.
 
     Args:
-        curriculum: The run's curriculum, read for its stage and the steps that are left.
+        curriculum: The run's curriculum, read for the steps that are left.
         console: Where to show it; a console that is no terminal gets plain lines.
 
     Example:
@@ -54,10 +58,11 @@ class LiveView:
         self._curriculum = curriculum
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._width = min(self._console.width, _WIDTH)
         self._steps: list[StepMetrics] = []
         self._evaluation: tuple[int, Evaluation] | None = None
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
         return self
@@ -72,7 +77,7 @@ class LiveView:
         """Show a completed step."""
         self._steps.append(metrics)
         if self._live is None:
-            self._say(plain_line(metrics))
+            self._say(_plain_line(metrics))
         else:
             self._refresh()
 
@@ -96,12 +101,13 @@ class LiveView:
 
     def _panel(self) -> RenderableType:
         last = self._steps[-1]
-        title = f"step {last.step} · stage {self._curriculum.stage + 1} · {last.shots:.2g} shots"
+        title = f"step {last.step} · stage {last.stage + 1} · {last.shots:.2g} shots"
         parts: list[RenderableType] = [self._curves(), Text(), self._rates(last)]
         if self._evaluation is not None:
             step, result = self._evaluation
-            parts.append(Text(f"{_evaluated(result)} (after step {step})", style="green"))
-        return Panel(Group(*parts), title=title, subtitle=self._forecast(), padding=(1, 2), width=_CURVE_WIDTH + 32)
+            text = f"{result.shots}-shot exact match {result.em:.3f} on {result.tasks} held-out tasks after step {step}"
+            parts.append(Text(text, style="green"))
+        return Panel(Group(*parts), title=title, subtitle=self._forecast(), padding=(1, 2), width=self._width)
 
     def _curves(self) -> Table:
         curves = {"reward": [m.reward for m in self._steps], "valid calls": [m.valid_call_rate for m in self._steps]}
@@ -109,7 +115,9 @@ class LiveView:
             curves = {"exact match": matches, **curves}
         table = Table.grid(padding=(0, 2))
         for (name, values), style in zip(curves.items(), ("bold cyan", "white", "yellow"), strict=False):
-            table.add_row(name, Text(sparkline(values, _CURVE_WIDTH), style=style), f"{values[-1]:.3f}")
+            table.add_row(
+                name, Text(sparkline(values, max(1, self._width - _BESIDE_CURVE)), style=style), f"{values[-1]:.3f}"
+            )
         return table
 
     def _rates(self, last: StepMetrics) -> Table:
@@ -129,7 +137,7 @@ class LiveView:
         return f"at most {self._curriculum.steps_left} steps left, {_duration(left_s)}"
 
 
-def plain_line(metrics: StepMetrics) -> str:
+def _plain_line(metrics: StepMetrics) -> str:
     """Say in one line how a step went."""
     match = "" if metrics.em is None else f" | em {metrics.em:.3f}"
     return (

@@ -23,7 +23,7 @@ __all__ = ["can_share_prefix", "shared_prefix_logprobs"]
 
 def can_share_prefix(model: Any) -> bool:
     """Tell whether the model's attention can be ours: a plain full-attention decoder without checkpointing."""
-    return supports_attention(model) and not getattr(model, "is_gradient_checkpointing", False)
+    return supports_attention(model) and not getattr(model, "is_activation_checkpointing", False)
 
 
 def shared_prefix_logprobs(
@@ -81,7 +81,7 @@ def _completion_states(
     device = own[0].device
     padded_BT = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)
     lengths = torch.tensor([len(o) for o in own], device=device)
-    hidden_BTH = shared_prefix_hidden(model, torch.tensor(prefix, device=device), padded_BT, lengths)
+    hidden_BTH = shared_prefix_hidden(model, torch.tensor(prefix, dtype=torch.long, device=device), padded_BT, lengths)
     position_T = torch.arange(padded_BT.size(1), device=device)
     starts_B = torch.tensor(prompts, device=device)
     target_BT = (position_T >= starts_B[:, None]) & (position_T < lengths[:, None])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from icrl.errors import ConfigError, DataError
 from icrl.wire import decode, encode
@@ -176,7 +176,7 @@ class _StepLog(Generic[S]):
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> _StepLog[S]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

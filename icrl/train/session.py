@@ -22,11 +22,12 @@ from icrl.train.checkpoint import RunState, checkpoint_directory, latest_checkpo
 from icrl.train.config import QUESTION_REWARD, TrainConfig
 from icrl.train.curriculum import Stages
 from icrl.train.data import Data, load_data
-from icrl.train.evaluate import Evaluation, evaluate
+from icrl.train.evaluate import evaluate
 from icrl.train.interrupt import on_interrupt
-from icrl.train.metrics import EvaluationLog, EvaluationPoint, MetricsLog, StepMetrics
+from icrl.train.metrics import Evaluation, EvaluationLog, EvaluationPoint, MetricsLog, StepMetrics
 from icrl.train.rewards import QuestionReward, Reward, checked, load_reward
 from icrl.train.source import Interrupted, RolloutSource
+from icrl.train.summary import RunFacts
 from icrl.train.sync import merged_weights
 from icrl.train.tasks import TaskSampler
 from icrl.train.trainer import AfterStep, RolloutTrainer, build_trainer
@@ -44,7 +45,7 @@ class View(Protocol):
         """A step was completed."""
         ...
 
-    def evaluation(self, point: EvaluationPoint) -> None:
+    def evaluation(self, step: int, result: Evaluation) -> None:
         """The model was evaluated zero-shot."""
         ...
 
@@ -121,10 +122,22 @@ class Session:
             partial(evaluate, self.agent, chosen, seed=self.config.seed, concurrency=self.config.rollout.concurrency)
         )
         self.samples = groups[:4]
-        point = EvaluationPoint(step=self.step, evaluation=result)
-        self.evaluations.append(point)
-        self.view.evaluation(point)
+        self.evaluations.append(EvaluationPoint(step=self.step, evaluation=result))
+        self.view.evaluation(self.step, result)
         return result
+
+    def facts(self, *, startup_s: float, finished: bool, next_commands: tuple[str, ...]) -> RunFacts:
+        """Collect what the report cannot read from the run directory."""
+        return RunFacts(
+            seed=self.config.seed,
+            schedule=self.config.schedule,
+            startup_s=startup_s,
+            resumed_at=load_state(self.checkpoint).step if self.checkpoint else 0,
+            finished=finished,
+            samples=tuple(group.trajectories[0] for group in self.samples),
+            warnings=tuple(self.source.warnings),
+            next_commands=next_commands,
+        )
 
     def save_model(self) -> Path:
         """Write the trained model as a Hugging Face directory, with the settings it was trained under."""
@@ -142,8 +155,14 @@ class Session:
 
 
 @contextmanager
-def open_session(config: TrainConfig, directory: Path, view: View) -> Iterator[Session]:
+def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view: View) -> Iterator[Session]:
     """Open everything that a run needs, and close it again.
+
+    Args:
+        config: What to do.
+        directory: The run directory.
+        curriculum: Its curriculum; restored here when the run is resumed.
+        view: Whoever watches.
 
     Raises:
         ConfigError: The model, a tool, the reward or the schedule is wrong, or the directory cannot be written.
@@ -153,6 +172,8 @@ def open_session(config: TrainConfig, directory: Path, view: View) -> Iterator[S
     data = load_data(config)
     checkpoint = latest_checkpoint(directory) if config.resume is not None else None
     state = load_state(checkpoint) if checkpoint else None
+    if state is not None:
+        curriculum.restore(state.curriculum)
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         agent, engine = _open_agent(config, portal, stack)
@@ -163,7 +184,7 @@ def open_session(config: TrainConfig, directory: Path, view: View) -> Iterator[S
             sink=engine,
             sampler=TaskSampler(data.train, config.seed),
             demonstrations=data.demonstrations,
-            curriculum=_curriculum(config, state),
+            curriculum=curriculum,
             store=stack.enter_context(_store(directory, state)),
             metrics=stack.enter_context(MetricsLog(directory / "metrics.jsonl", resume_at=state and state.step)),
             on_step=view.step,
@@ -194,7 +215,7 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
     tokenizer = ChatTokenizer.load(directory)
     settings = config.settings()
     engine = LocalEngine(
-        LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.threads), tokenizer
+        LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.threads), tokenizer=tokenizer
     )
     stack.callback(portal.call, engine.aclose)
     agent = Agent(
@@ -226,13 +247,6 @@ def _reward(config: TrainConfig, agent: Agent) -> Reward:
         em_weight=config.reward.exact_match,
         format_weight=config.reward.format,
     )
-
-
-def _curriculum(config: TrainConfig, state: RunState | None) -> Stages:
-    curriculum = Stages(config.schedule, promote_at=config.promote_at, window=config.promote_window)
-    if state is not None:
-        curriculum.restore(state.curriculum)
-    return curriculum
 
 
 def _store(directory: Path, state: RunState | None) -> TrajectoryStore:

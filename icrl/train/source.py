@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -63,15 +63,14 @@ class RolloutSource:
     """Hears what is wrong with the reward."""
     interrupted: bool = False
     """Set by Ctrl-C."""
-    monitor: VarianceMonitor = None  # type: ignore[assignment]
+    monitor: VarianceMonitor = field(default_factory=VarianceMonitor)
     """Finds parts of the reward that teach nothing."""
+    warnings: list[str] = field(default_factory=list)
+    """What was said to `on_warning`."""
     version: int = 0
     """Weight version that the engine holds."""
     _pending: StepMetrics | None = None
     _rolled_out_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.monitor = VarianceMonitor()
 
     def rows(self, step: int, model: Any) -> list[Row]:
         """Sync the engine, roll out step `step` (from 1) and return its informative rows.
@@ -87,6 +86,7 @@ class RolloutSource:
         if self.interrupted:
             raise Interrupted
         for warning in self.monitor.observe(groups):
+            self.warnings.append(warning)
             self.on_warning(warning)
         rows = rows_of(
             groups,

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from math import fsum
 
 from icrl.train.metrics import EvaluationPoint, StepMetrics
 from icrl.types import Trajectory
@@ -112,7 +113,7 @@ def summarize(
         valid_call_rate=after.valid_call_rate if after else None,
         wall_s=wall_s,
         times_s=_times(metrics, points, facts, wall_s),
-        tool_s=sum(m.tool_s for m in metrics if m.step > facts.resumed_at),
+        tool_s=fsum(m.tool_s for m in metrics if m.step > facts.resumed_at),
         steps=metrics[-1].step if metrics else 0,
         resumed_at=facts.resumed_at,
         finished=facts.finished,
@@ -133,11 +134,11 @@ def _times(
     own = [p.evaluation.wall_s for p in points if p.step > facts.resumed_at or facts.resumed_at == 0]
     times = {
         "start-up": facts.startup_s,
-        "rollouts": sum(m.generate_s for m in steps),
-        "updates": sum(m.update_s for m in steps),
-        "evaluations": sum(own),
+        "rollouts": fsum(m.generate_s for m in steps),
+        "updates": fsum(m.update_s for m in steps),
+        "evaluations": fsum(own),
     }
-    return {**times, "other": wall_s - sum(times.values())}
+    return {**times, "other": wall_s - fsum(times.values())}
 
 
 def _versions() -> dict[str, str]:

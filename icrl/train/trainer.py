@@ -211,7 +211,7 @@ def trainer_arguments(config: TrainConfig, directory: Path) -> GRPOConfig:
         epsilon=config.loss.clip_low,
         epsilon_high=config.loss.clip_high,
         beta=config.loss.kl,
-        gradient_checkpointing=config.loss.gradient_checkpointing,
+        activation_checkpointing=config.loss.activation_checkpointing,
         bf16=config.precision == "bfloat16",
         fp16=False,
         use_cpu=not torch.cuda.is_available(),

@@ -57,10 +57,10 @@ class Shared:
 
     rows: Tensor | None
     """[R] numbers of those rows; `None` means all of them."""
-    keys_KPD: Tensor
-    """Keys of the shared prefix."""
-    values_KPD: Tensor
-    """Its values."""
+    keys: Tensor
+    """[K, P, D] keys of the shared prefix."""
+    values: Tensor
+    """[K, P, D] its values."""
 
 
 def attend(
@@ -108,11 +108,11 @@ def _weigh(weights_BKML: Tensor, values_BKLD: Tensor) -> Tensor:
 def _with_prefix(query_BKMD: Tensor, scores_BKML: Tensor, prefix: Shared) -> tuple[Tensor, Tensor]:
     """Return the weights of own keys, and what the prefix contributes to the output."""
     B, K, M, D = query_BKMD.shape
-    P = prefix.keys_KPD.size(1)
+    P = prefix.keys.size(1)
     query_KQD = query_BKMD.transpose(0, 1).reshape(K, B * M, D)
-    seen_scores = torch.bmm(query_KQD, prefix.keys_KPD.transpose(1, 2)).view(K, B, M, P).transpose(0, 1)
-    weights = _softmax(torch.cat((seen_scores, scores_BKML), dim=-1), prefix.values_KPD.dtype)
-    seen = torch.bmm(weights[..., :P].transpose(0, 1).reshape(K, B * M, P), prefix.values_KPD)
+    seen_scores = torch.bmm(query_KQD, prefix.keys.transpose(1, 2)).view(K, B, M, P).transpose(0, 1)
+    weights = _softmax(torch.cat((seen_scores, scores_BKML), dim=-1), prefix.values.dtype)
+    seen = torch.bmm(weights[..., :P].transpose(0, 1).reshape(K, B * M, P), prefix.values)
     return weights[..., P:], seen.view(K, B, M, -1).transpose(0, 1)
 
 
@@ -177,32 +177,29 @@ def supports_attention(model: Any) -> bool:
     return refusal(model.config, type(model)) is None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedLayout:
     """One prefix, then rows that each see the prefix and themselves; differentiable."""
 
     prefix: int
     """P, tokens of the prefix; may be 0."""
-    cells_BT: Tensor
-    """Flattened token of each cell of the padded rectangle of rows; padding repeats a row's last token."""
-    valid_BT: Tensor
-    """Which cells are tokens."""
+    cells: Tensor
+    """[B, T] flattened token of each cell of the padded rectangle of rows; padding repeats a row's last token."""
+    valid: Tensor
+    """[B, T] which cells are tokens."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Compute one layer's attention; see `Layout`."""
         query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query * scaling, key, value))
-        P, T = self.prefix, self.cells_BT.size(1)
-        K = key_NKD.size(1)
-        causal_TT = _causal(T, query)
-        shared: list[Shared] = []
-        parts = []
-        if P:
-            rows = [heads_first(x[:P][None], K) for x in (query_NHD, key_NKD, value_NKD)]
-            parts.append(tokens_first(attend(*rows, _causal(P, query)), P)[0])
-            shared = [Shared(None, rows[1][0], rows[2][0])]
-        rows = [heads_first(x[self.cells_BT], K) for x in (query_NHD, key_NKD, value_NKD)]
-        parts.append(tokens_first(attend(*rows, causal_TT, shared), T)[self.valid_BT])
-        return torch.cat(parts)[None]
+        own = [heads_first(x[self.cells], key_NKD.size(1)) for x in (query_NHD, key_NKD, value_NKD)]
+        T = self.cells.size(1)
+        if not self.prefix:
+            return tokens_first(attend(own[0], own[1], own[2], _causal(T, query)), T)[self.valid][None]
+        seen = [heads_first(x[None, : self.prefix], key_NKD.size(1)) for x in (query_NHD, key_NKD, value_NKD)]
+        out_prefix = attend(seen[0], seen[1], seen[2], _causal(self.prefix, query))
+        shared = Shared(None, seen[1][0], seen[2][0])
+        out_rows = attend(own[0], own[1], own[2], _causal(T, query), [shared])
+        return torch.cat((tokens_first(out_prefix, self.prefix)[0], tokens_first(out_rows, T)[self.valid]))[None]
 
 
 def _causal(length: int, like: Tensor) -> Tensor:
@@ -243,7 +240,7 @@ def shared_prefix_hidden(model: Any, prefix_P: Tensor, rows_BT: Tensor, lengths_
             recompute the forward with the model's other attention.
     """
     reason = refusal(model.config, type(model))
-    if reason is None and getattr(model, "is_gradient_checkpointing", False) and model.training:
+    if reason is None and getattr(model, "is_activation_checkpointing", False) and model.training:
         reason = "uses gradient checkpointing, which cannot be combined with a shared prefix"
     if reason is not None:
         raise ConfigError(f"model: {type(model).__name__} {reason}")
@@ -262,5 +259,5 @@ def shared_prefix_hidden(model: Any, prefix_P: Tensor, rows_BT: Tensor, lengths_
             use_cache=False,
             icrl_layout=PackedLayout(P, cells_BT, valid_BT),
         )
-    hidden_NH = out.last_hidden_state[0, P:]
+    hidden_NH: Tensor = out.last_hidden_state[0, P:]
     return hidden_NH.new_zeros((*valid_BT.shape, hidden_NH.size(-1))).masked_scatter(valid_BT[..., None], hidden_NH)

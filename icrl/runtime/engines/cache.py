@@ -19,11 +19,13 @@ class KeyValueCache:
     Args:
         store: The tensors.
         max_tokens: Slots times capacity plus prefix tokens never exceed this.
+        max_slots: Parked sessions make room instead of more slots than this.
     """
 
-    def __init__(self, store: SlotStore, max_tokens: int) -> None:
+    def __init__(self, store: SlotStore, *, max_tokens: int, max_slots: int) -> None:
         self.store = store
         self.max_tokens = max_tokens
+        self.max_slots = max_slots
         self.owners: list[Request | Parked | None] = []
         self.parked: OrderedDict[str, Parked] = OrderedDict()
         self.prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
@@ -63,27 +65,30 @@ class KeyValueCache:
         if not self.reserve(length, slots=self._running() + 1):
             return False
         if None not in self.owners:
-            self._evict_parked()
+            # Sessions are worth memory as long as there is some.
+            if len(self.owners) < min(self.max_slots, self._allowed(self.store.capacity)):
+                self.reserve(length, slots=len(self.owners) + 1)
+            else:
+                self._evict_parked()
         request.slot = self.owners.index(None)
         self.owners[request.slot] = request
         return True
 
     def reserve(self, length: int, slots: int = 0) -> bool:
         """Make every slot hold `length` tokens and let `slots` of them exist; `False` if the bound forbids it."""
-        running = self._running()
-        wanted = max(slots, running, MIN_SLOTS)
+        wanted = max(slots, self._running(), MIN_SLOTS)
         capacity = max(self.store.capacity, -(-length // ALIGNMENT) * ALIGNMENT)
-        if wanted <= len(self.owners) and capacity == self.store.capacity:
+        have = len(self.owners)
+        if capacity == self.store.capacity and wanted <= have <= self._allowed(capacity):
             return True
-        while (allowed := self._allowed(capacity)) < wanted:
+        while self._allowed(capacity) < wanted:
             if not self._evict_prefix():
                 return False
-        if capacity > self.store.capacity:
-            roomy = min(max(capacity, 2 * self.store.capacity), self.max_tokens // wanted // ALIGNMENT * ALIGNMENT)
-            capacity = roomy if self._allowed(roomy) >= max(wanted, len(self.owners)) else capacity
-            allowed = self._allowed(capacity)
-        count = len(self.owners) if wanted <= len(self.owners) else max(wanted, 2 * len(self.owners))
-        self._repack(min(count, allowed), capacity)
+        # Twice as much as before where that costs no slot, so that growing is rare.
+        if capacity > self.store.capacity and self._allowed(2 * self.store.capacity) >= max(wanted, have):
+            capacity = max(capacity, 2 * self.store.capacity)
+        count = have if wanted <= have else max(wanted, 2 * have)
+        self._repack(min(count, self._allowed(capacity)), capacity)
         return True
 
     def _allowed(self, capacity: int) -> int:

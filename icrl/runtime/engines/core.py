@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from icrl.runtime.engines.cache import MIN_SLOTS, KeyValueCache
 from icrl.runtime.engines.layout import Batch, flatten
 from icrl.runtime.engines.loading import LoadedModel, copy_weights
+from icrl.runtime.engines.protocol import EngineInfo
 from icrl.runtime.engines.sampling import Draw, as_seeds, sample
 from icrl.runtime.engines.sequence import Prefix, Request
-from icrl.runtime.engines.slots import SlotStore
+from icrl.runtime.engines.slots import ALIGNMENT, SlotStore
 from icrl.types import FinishReason, SamplingParams
 
 __all__ = ["Core"]
@@ -30,20 +32,33 @@ class Core:
 
     Args:
         loaded: The model.
+        info: What it says of itself.
         max_running: Requests in one step at most.
         max_step_tokens: Tokens in one step at most; longer prompts are run in chunks.
         max_kv_tokens: Bound on cached tokens.
     """
 
-    def __init__(self, loaded: LoadedModel, *, max_running: int, max_step_tokens: int, max_kv_tokens: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, info: EngineInfo, *, max_running: int, max_step_tokens: int, max_kv_tokens: int
+    ) -> None:
+        # Counts for this thread only; the trainer's keeps its own.
+        torch.set_num_threads(loaded.threads)
         self.loaded = loaded
+        self._info = info
         self.version = 0
-        self.cache = KeyValueCache(SlotStore(loaded.device), max_kv_tokens)
+        self.cache = KeyValueCache(SlotStore(loaded.device), max_tokens=max_kv_tokens, max_slots=max_running)
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._paused = False
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine can do; no sequence may need more than the cache can hold for it alone."""
+        room = self.cache.max_tokens // MIN_SLOTS // ALIGNMENT * ALIGNMENT
+        limit = min(self._info.context_limit, room)
+        return replace(self._info, context_limit=limit, weight_version=self.version)
 
     @property
     def busy(self) -> bool:
@@ -107,13 +122,14 @@ class Core:
     def _forward(self, batch: Batch, wanted: list[int]) -> torch.Tensor:
         """Return the logits [R, V] after the wanted tokens."""
         out = self.loaded.model(
-            input_ids=batch.ids_N[None],
-            position_ids=batch.positions_N[None],
+            input_ids=batch.ids[None],
+            position_ids=batch.positions[None],
             use_cache=False,
             logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self.loaded.device),
             icrl_layout=batch.layout,
         )
-        return out.logits[0]
+        logits: torch.Tensor = out.logits[0]
+        return logits
 
     def _sample(self, requests: list[Request], logits: torch.Tensor) -> None:
         tokens, logprobs = sample(logits, _draw(requests))
@@ -197,9 +213,7 @@ class Core:
     def _begin_prefix(self, ids: tuple[int, ...]) -> bool:
         """Start to compute a prefix, if there is room."""
         prefix = Prefix(ids=ids, users=1)
-        request = Request(
-            id="", ids=list(ids), params=SamplingParams(), limit=0, finish=lambda _: None, fills=prefix
-        )
+        request = Request(id="", ids=list(ids), params=SamplingParams(), limit=0, finish=lambda _: None, fills=prefix)
         self.cache.add_prefix(prefix)
         if not self.cache.take(request, len(ids)):
             self.cache.remove_prefix(prefix)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +31,14 @@ MAX_SCORES = 1 << 26
 class Block:
     """Rows whose attention is computed together, as a rectangle of cells."""
 
-    cells_BT: Tensor | None
-    """Flattened token of each cell; `None` if the cells are all tokens in order."""
+    cells: Tensor | None
+    """[B, T] flattened token of each cell; `None`: they are the first B tokens in order."""
     slots: slice | Tensor
     """Cache slot of each row."""
     length: int
     """L, keys of the longest row, rounded up."""
-    mask_BTL: Tensor
-    """0 where a cell may look, minus infinity elsewhere."""
+    mask: Tensor
+    """[B, T, L] 0 where a cell may look, minus infinity elsewhere."""
     prefixes: tuple[tuple[Tensor | None, Prefix], ...]
     """Rows (`None`: all) and the prefix that they share."""
     real: Tensor | None
@@ -52,18 +53,18 @@ class SlotLayout:
 
     store: SlotStore
     """The slots."""
-    slots_N: Tensor
-    """Where each token's keys and values go."""
-    positions_N: Tensor
-    """Where within the slot."""
+    slots: Tensor
+    """[N] where each token's keys and values go."""
+    positions: Tensor
+    """[N] where within the slot."""
     blocks: tuple[Block, ...]
     """Attention, block by block."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Compute one layer's attention; see `attention.Layout`."""
-        count = self.slots_N.numel()
+        count = self.slots.numel()
         new = [x[0, :, :count].transpose(0, 1) for x in (key, value)]
-        self.store.write(layer, self.slots_N, self.positions_N, *new)
+        self.store.write(layer, self.slots, self.positions, *new)
         query_NHD = (query[0] * scaling).transpose(0, 1)
         if len(self.blocks) == 1 and self.blocks[0].tokens is None:
             return self._attend(layer, self.blocks[0], query_NHD).flatten(0, 1)[None]
@@ -75,10 +76,10 @@ class SlotLayout:
 
     def _attend(self, layer: int, block: Block, query_NHD: Tensor) -> Tensor:
         keys, values = self.store.window(layer, block.slots, block.length)
-        T = block.mask_BTL.size(1)
-        query_BTHD = query_NHD[:, None] if block.cells_BT is None else query_NHD[block.cells_BT]
+        B, T = block.mask.shape[:2]
+        query_BTHD = query_NHD[:B, None] if block.cells is None else query_NHD[block.cells]
         shared = [Shared(rows, *prefix.layers[layer]) for rows, prefix in block.prefixes]
-        out = attend(heads_first(query_BTHD, keys.size(1)), keys, values, block.mask_BTL, shared)
+        out = attend(heads_first(query_BTHD, keys.size(1)), keys, values, block.mask, shared)
         return tokens_first(out, T)
 
 
@@ -86,10 +87,10 @@ class SlotLayout:
 class Batch:
     """One forward pass."""
 
-    ids_N: Tensor
-    """Tokens, all requests one after another."""
-    positions_N: Tensor
-    """Their positions in their sequences."""
+    ids: Tensor
+    """[N] tokens, all requests one after another."""
+    positions: Tensor
+    """[N] their positions in their sequences."""
     layout: SlotLayout
     """What they look at."""
     ends: list[int]
@@ -121,14 +122,14 @@ def flatten(
     padding = max(0, MIN_ROWS - len(ids))
     device = store.device
     return Batch(
-        ids_N=torch.tensor(ids + ids[-1:] * padding, device=device),
-        positions_N=_tensor(np.pad(positions, (0, padding), mode="edge"), device),
+        ids=torch.tensor(ids + ids[-1:] * padding, device=device),
+        positions=_tensor(np.pad(positions, (0, padding), mode="edge"), device),
         layout=SlotLayout(store, _tensor(slots, device), _tensor(positions - offsets, device), tuple(blocks)),
         ends=(ends - 1).tolist(),
     )
 
 
-def _tensor(values: NDArray[np.int64], device: torch.device) -> Tensor:
+def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device)
 
 
@@ -150,10 +151,10 @@ def _decode_block(store: SlotStore, requests: Sequence[Request], dtype: torch.dt
     cells[rows, 0] = np.arange(len(requests))
     device = store.device
     return Block(
-        cells_BT=None if full else _tensor(cells, device),
+        cells=None if full else _tensor(cells, device),
         slots=slice(first, stop),
         length=_aligned(int(lengths.max())),
-        mask_BTL=_mask(lengths[:, None], dtype, device),
+        mask=_mask(lengths[:, None], dtype, device),
         prefixes=_prefixes(requests, rows, stop - first, device),
         real=None if full else _tensor(rows, device),
         tokens=torch.arange(len(requests), device=device),
@@ -209,10 +210,10 @@ def _join_block(
     mask = _mask(own[:, None] + column + 1, dtype, store.device)
     requests = [request for request, _ in group]
     return Block(
-        cells_BT=_tensor(cells, store.device),
+        cells=_tensor(cells, store.device),
         slots=torch.tensor([request.slot for request in requests], device=store.device),
         length=mask.size(2),
-        mask_BTL=mask,
+        mask=mask,
         prefixes=_prefixes(requests, np.arange(len(requests)), len(requests), store.device),
         real=_tensor(real, store.device),
         tokens=_tensor(cells.reshape(-1)[real], store.device),

@@ -38,8 +38,8 @@ class LoadedModel:
     """Tokens that end a generation."""
     threads: int
     """CPU threads to compute with."""
-    kv_token_bytes: int
-    """Memory of one token's keys and values."""
+    kv_tokens: int
+    """Tokens whose keys and values fill a quarter of the device's memory."""
 
 
 def load(directory: str, *, dtype: str, device: str, threads: int | None) -> LoadedModel:
@@ -71,7 +71,7 @@ def load(directory: str, *, dtype: str, device: str, threads: int | None) -> Loa
         dtype=precision,
         end_ids=_end_ids(model),
         threads=threads or (1 if size < SMALL else os.cpu_count() or 1),
-        kv_token_bytes=_kv_token_bytes(model, precision),
+        kv_tokens=_memory(place) // 4 // _kv_token_bytes(model, precision),
     )
     _check_attention(directory, loaded)
     return loaded
@@ -115,6 +115,12 @@ def _end_ids(model: Any) -> frozenset[int]:
     return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _kv_token_bytes(model: Any, dtype: torch.dtype) -> int:
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -136,8 +142,11 @@ def _check_attention(directory: str, loaded: LoadedModel) -> None:
         batch = flatten(store, [], [(probe, n)], loaded.dtype)
         try:
             out = model(
-                input_ids=batch.ids_N[None], position_ids=batch.positions_N[None], use_cache=False,
-                logits_to_keep=torch.tensor([n - 1], device=loaded.device), icrl_layout=batch.layout,
+                input_ids=batch.ids[None],
+                position_ids=batch.positions[None],
+                use_cache=False,
+                logits_to_keep=torch.tensor([n - 1], device=loaded.device),
+                icrl_layout=batch.layout,
             )
         except TypeError as error:
             raise ConfigError(f"model: {directory!r} does not accept a layout for its attention: {error}") from error
@@ -146,7 +155,9 @@ def _check_attention(directory: str, loaded: LoadedModel) -> None:
     scale = expected.abs().max().item() + 1
     tolerance = 1e-3 if loaded.dtype == torch.float32 else 0.1
     if not distance <= tolerance * scale:
-        _refuse(directory, model.config.model_type, f"does not compute plain attention (logits differ by {distance:.3g})")
+        _refuse(
+            directory, model.config.model_type, f"does not compute plain attention (logits differ by {distance:.3g})"
+        )
 
 
 def copy_weights(model: Any, weights: Iterable[tuple[str, Any]]) -> None:
@@ -161,7 +172,9 @@ def copy_weights(model: Any, weights: Iterable[tuple[str, Any]]) -> None:
     given = dict(weights)
     unknown = [name for name in given if name not in own]
     if unknown:
-        raise WeightSyncError(f"the model has no weight {unknown[0]!r} ({len(unknown)} unknown).{nearest(unknown[0], own)}")
+        raise WeightSyncError(
+            f"the model has no weight {unknown[0]!r} ({len(unknown)} unknown).{nearest(unknown[0], own)}"
+        )
     for name, tensor in given.items():
         if tensor.shape != own[name].shape:
             raise WeightSyncError(f"{name}: shape {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}")

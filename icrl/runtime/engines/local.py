@@ -6,19 +6,20 @@ Importing this module loads no torch; the model is loaded at first use, in the e
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from icrl.errors import ConfigError, EngineError, nearest
+from icrl.runtime.engines.architecture import read_info
 from icrl.runtime.engines.protocol import EngineInfo, OnDelta, check_request
 from icrl.runtime.engines.worker import Answer, Worker
 from icrl.types import Generation, SamplingParams
 
 if TYPE_CHECKING:
     from icrl.runtime.engines.core import Core
+    from icrl.runtime.engines.sequence import Request
     from icrl.runtime.engines.stop import StopStrings
 
 __all__ = ["Decoder", "LocalEngine", "LocalEngineConfig"]
@@ -62,7 +63,9 @@ class LocalEngineConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: must be >= 1, not {value!r}")
         if self.max_step_tokens < self.max_running:
-            raise ConfigError(f"max_step_tokens: must be >= max_running ({self.max_running}), not {self.max_step_tokens}")
+            raise ConfigError(
+                f"max_step_tokens: must be >= max_running ({self.max_running}), not {self.max_step_tokens}"
+            )
 
 
 class LocalEngine:
@@ -97,9 +100,7 @@ class LocalEngine:
         Raises:
             ConfigError: There is no readable `config.json`.
         """
-        if self._info is None:
-            self._info = _read_info(self.config.model)
-        return self._info
+        return self._info or read_info(self.config.model)
 
     async def start(self) -> None:
         """Load the model, which otherwise the first request does.
@@ -107,10 +108,146 @@ class LocalEngine:
         Raises:
             ConfigError: The model cannot be loaded or is not a full-attention decoder.
         """
-        await self._started()
+        await self._ask(lambda core: None)
 
-    async def _started(self) -> Worker:
+    async def generate(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        session: str | None = None,
+        shared_prefix: int = 0,
+        on_delta: OnDelta | None = None,
+    ) -> Generation:
+        """Sample a continuation of `ids`; see `Engine.generate`.
+
+        A request of a known session runs only the tokens that its last generation did not see. The `shared_prefix`
+        leading tokens are run once per weight version for all requests that share them.
+
+        Raises:
+            EngineError: The request is out of bounds, its id is in use, or the engine failed.
+            ConfigError: The model cannot be loaded.
+        """
+        if request_id in self._live:
+            raise EngineError(f"request id {request_id!r} is in use", engine=self.config.model)
+        make = partial(self._request, list(ids), params, id=request_id, session=session, shared_prefix=shared_prefix)
+        worker = self._started()
+        self._live.add(request_id)
+        try:
+            result: Generation = await worker.send(lambda core, answer: core.submit(make(core, answer, on_delta)))
+            return result
+        except asyncio.CancelledError:
+            # Whoever cancels does not wait: the engine is told, and drops the request before its next step.
+            worker.send(partial(_abort, request_id)).add_done_callback(_ignore)
+            raise
+        finally:
+            self._live.discard(request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """Make the pending `generate` return what it has; unknown ids are ignored."""
+        if request_id in self._live:
+            await self._ask(lambda core: core.abort(request_id))
+
+    async def aclose(self) -> None:
+        """Free the model and end the thread; pending requests return as aborted. A later request loads it again."""
+        worker, self._worker, self._info = self._worker, None, None
+        if worker is not None:
+            await worker.close()
+
+    async def pause(self, mode: Literal["abort", "in_place", "retract"] = "in_place") -> None:
+        """Stop sampling until `resume`.
+
+        Args:
+            mode: `abort` returns partials. The others continue later: `in_place` with the keys and values that they
+                have, `retract` after computing them again.
+        """
+        await self._ask(lambda core: core.pause(mode))
+
+    async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
+        """Copy weights between two steps, in the engine's own precision; shared prefixes and sessions are dropped.
+
+        Raises:
+            WeightSyncError: Names or shapes do not fit the model; nothing was changed.
+        """
+        await self._ask(partial(self._update, weights, version))
+
+    async def resume(self) -> None:
+        """Sample again."""
+        await self._ask(lambda core: core.resume())
+
+    def _started(self) -> Worker:
         if self._worker is None:
             self._worker = Worker(self.config.model, self._build)
-            self._info = await self._worker.ask(lambda core: core.info)
-        ...
+        return self._worker
+
+    async def _ask(self, function: Callable[[Core], Any]) -> None:
+        await self._started().ask(function)
+
+    def _build(self) -> Core:
+        """Load the model; runs in the thread."""
+        from icrl.runtime.engines.core import Core
+        from icrl.runtime.engines.loading import load
+
+        config = self.config
+        info = read_info(config.model)
+        loaded = load(config.model, dtype=config.dtype, device=config.device, threads=config.threads)
+        core = Core(
+            loaded,
+            info,
+            max_running=config.max_running,
+            max_step_tokens=config.max_step_tokens,
+            max_kv_tokens=config.max_kv_tokens or loaded.kv_tokens,
+        )
+        self._info = core.info
+        return core
+
+    def _update(self, weights: Iterable[tuple[str, Any]], version: int, core: Core) -> None:
+        core.update(weights, version)
+        self._info = core.info
+
+    def _request(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        core: Core,
+        answer: Answer,
+        on_delta: OnDelta | None,
+        **rest: Any,
+    ) -> Request:
+        """Check a request and make it ready for the core; runs in the thread."""
+        from icrl.runtime.engines.sequence import Request
+
+        check_request(core.info, ids, params)
+        tell = None if on_delta is None else lambda token: answer.call(partial(on_delta, (token,)))
+        return Request(
+            ids=ids,
+            params=params,
+            limit=min(params.max_tokens, core.info.context_limit - len(ids)),
+            finish=answer.resolve,
+            on_delta=tell,
+            stop=self._stop_strings(params.stop),
+            **rest,
+        )
+
+    def _stop_strings(self, strings: tuple[str, ...]) -> StopStrings | None:
+        from icrl.runtime.engines.stop import StopStrings
+
+        if not strings:
+            return None
+        if self.tokenizer is None:
+            raise EngineError(
+                "stop strings need a tokenizer; pass tokenizer=… to LocalEngine", engine=self.config.model
+            )
+        if strings not in self._stops:
+            self._stops[strings] = StopStrings(strings, self.tokenizer.decode)
+        return self._stops[strings]
+
+
+def _abort(request_id: str, core: Core, answer: Answer) -> None:
+    core.abort(request_id)
+    answer.resolve(None)
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    future.cancelled() or future.exception()

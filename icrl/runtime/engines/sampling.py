@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Draw", "sample", "uniforms"]
+__all__ = ["Draw", "as_seeds", "sample", "uniforms"]
 
 BLOCK = 64
 """Tokens whose probabilities are summed before cumulation; one pass over the vocabulary instead of two."""
@@ -74,19 +74,24 @@ def sample(logits_RV: Tensor, draw: Draw) -> tuple[list[int], list[float]]:
     logits_RV = logits_RV.float()
     if (scale != 1).any():
         logits_RV = logits_RV / torch.from_numpy(scale[:, None]).to(logits_RV.device)
-    top_R1, best_R1 = logits_RV.max(-1, keepdim=True)
-    mass_RV = (logits_RV - top_R1).exp_()
-    log_total_R = mass_RV.sum(-1).log_()
-    tokens_R = best_R1[:, 0]
-    if (draw.temperatures > 0).any():
-        drawn_R = _draw(_restrict(mass_RV, draw), uniforms(draw.seeds, draw.positions))
-        greedy_R = torch.from_numpy(draw.temperatures == 0).to(drawn_R.device)
-        tokens_R = torch.where(greedy_R, tokens_R, drawn_R)
-    chosen_R = logits_RV.gather(1, tokens_R[:, None])[:, 0]
-    return tokens_R.tolist(), (chosen_R - top_R1[:, 0] - log_total_R).tolist()
+    probability_RV = logits_RV.softmax(-1)
+    tokens_R1 = _choose(probability_RV, draw)
+    return tokens_R1[:, 0].tolist(), probability_RV.gather(1, tokens_R1)[:, 0].log().tolist()
 
 
-def _draw(mass_RV: Tensor, uniform_R: NDArray[np.float64]) -> Tensor:
+def _choose(probability_RV: Tensor, draw: Draw) -> Tensor:
+    """Take the likeliest token of greedy rows and a random one of the others."""
+    greedy = draw.temperatures == 0
+    if greedy.all():
+        return probability_RV.argmax(-1, keepdim=True)
+    drawn_R1 = _invert(_restrict(probability_RV, draw), uniforms(draw.seeds, draw.positions))
+    if greedy.any():
+        rows = torch.from_numpy(np.flatnonzero(greedy)).to(drawn_R1.device)
+        drawn_R1[rows] = probability_RV[rows].argmax(-1, keepdim=True)
+    return drawn_R1
+
+
+def _invert(mass_RV: Tensor, uniform_R: NDArray[np.float64]) -> Tensor:
     """Invert the cumulative distribution in two levels: which block, then which token of it."""
     R, V = mass_RV.shape
     mass_RNB = F.pad(mass_RV, (0, -V % BLOCK)).view(R, -1, BLOCK)
@@ -95,7 +100,7 @@ def _draw(mass_RV: Tensor, uniform_R: NDArray[np.float64]) -> Tensor:
     block_R1 = _first_above(cumulative_RN, target_R1)
     before_R1 = F.pad(cumulative_RN, (1, 0)).gather(1, block_R1)
     inside_RB = mass_RNB[torch.arange(R, device=mass_RV.device), block_R1[:, 0]].double().cumsum(-1)
-    return (block_R1 * BLOCK + _first_above(inside_RB, target_R1 - before_R1))[:, 0]
+    return block_R1 * BLOCK + _first_above(inside_RB, target_R1 - before_R1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

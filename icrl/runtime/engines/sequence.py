@@ -124,9 +124,8 @@ class Request:
 
     def generation(self, reason: FinishReason) -> Generation:
         """Cut the result."""
-        starts = [start for _, start in self.versions]
-        ends = [*starts[1:], len(self.logprobs)]
-        spans = zip(self.versions, ends, strict=True)
+        bounds = [*(start for _, start in self.versions), len(self.logprobs)]
+        spans = zip(self.versions, bounds[1:], strict=True)
         return Generation(
             ids=tuple(self.ids[self.prompt_tokens :]),
             logprobs=tuple(self.logprobs),

@@ -48,7 +48,9 @@ class SlotStore:
 
     def copy_out(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Copy one slot's first `length` keys and values: [K, P, D] each, a pair for every layer."""
-        return [(k[slot, :, :length].clone(), v[slot, :, :length].clone()) for _, (k, v) in sorted(self._layers.items())]
+        return [
+            (k[slot, :, :length].clone(), v[slot, :, :length].clone()) for _, (k, v) in sorted(self._layers.items())
+        ]
 
     def swap(self, first: Sequence[int], second: Sequence[int], length: int) -> None:
         """Exchange the contents of slots pairwise, up to `length` tokens."""

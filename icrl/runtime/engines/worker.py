@@ -39,11 +39,11 @@ class Answer:
 
     def resolve(self, value: object) -> None:
         """Set the result, unless nobody waits any more."""
-        self._worker.post(self, lambda: self.future.done() or self.future.set_result(value), final=True)
+        self._worker.post(self, lambda: None if self.future.done() else self.future.set_result(value), final=True)
 
     def fail(self, error: Exception) -> None:
         """Set the exception, unless nobody waits any more."""
-        self._worker.post(self, lambda: self.future.done() or self.future.set_exception(error), final=True)
+        self._worker.post(self, lambda: None if self.future.done() else self.future.set_exception(error), final=True)
 
 
 Command = Callable[["Core", Answer], None]

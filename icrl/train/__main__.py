@@ -1,0 +1,125 @@
+"""`python -m icrl.train`: train a model to use tools, evaluate it, and say what came of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from icrl.config import dump, load
+from icrl.errors import ConfigError, MissingExtraError
+from icrl.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from icrl.train.summary import Report
+
+__all__ = ["main"]
+
+NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "bm25s")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        MissingExtraError: The training extra is not installed.
+        KeyboardInterrupt: Ctrl-C ended the run; what was trained is saved.
+    """
+    config = load(TrainConfig, argv, prog="python -m icrl.train", description="Train a model to use tools.")
+    if config.resume is not None:
+        config = _resumed(config, argv)
+    if config.dry_run:
+        dump(config, Path("/dev/stdout"))
+        return
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, extra="train")
+    directory = _prepare(config)
+    _train(config, directory)
+
+
+def _resumed(given: TrainConfig, argv: Sequence[str]) -> TrainConfig:
+    """Take the settings of the run that is continued; nothing else may be said."""
+    assert given.resume is not None
+    if given != TrainConfig(resume=given.resume):
+        raise ConfigError("resume: the settings come from the run's config.yaml; give --resume DIR alone")
+    path = given.resume / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"resume: {given.resume} is not a run directory (no config.yaml there)")
+    stored = load(TrainConfig, ["--config", str(path)], prog="python -m icrl.train", description="")
+    return replace(stored, resume=given.resume, output_dir=given.resume)
+
+
+def _prepare(config: TrainConfig) -> Path:
+    """Create the run directory and write its configuration."""
+    directory = config.output_dir or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    if config.resume is not None:
+        return directory
+    if (directory / "config.yaml").exists():
+        raise ConfigError(f"output_dir: {directory} holds a run already; continue it with --resume {directory}")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        dump(config, directory / "config.yaml")
+    except OSError as error:
+        raise ConfigError(f"output_dir: {directory} cannot be written ({error.strerror})") from error
+    return directory
+
+
+def _train(config: TrainConfig, directory: Path) -> None:
+    from icrl.train.clock import process_age_s
+    from icrl.train.curriculum import Stages
+    from icrl.train.live import LiveView
+    from icrl.train.report import write_report
+    from icrl.train.session import open_session
+
+    console = Console(stderr=True, highlight=False)
+    console.print(f"writing to {directory}", soft_wrap=True)
+    curriculum = Stages(config.schedule, promote_at=config.promote_at, window=config.promote_window)
+    view = LiveView(curriculum, console=console)
+    with open_session(config, directory, curriculum, view) as session:
+        startup_s = process_age_s()
+        with view:
+            if session.checkpoint is None:
+                session.evaluate(config.evaluation.tasks)
+            finished = session.train()
+            if finished:
+                session.evaluate(config.evaluation.tasks)
+                session.save_model()
+        facts = session.facts(startup_s=startup_s, finished=finished, next_commands=_next(directory, finished))
+    report = write_report(directory, facts)
+    console.print(_summary(report, directory), soft_wrap=True)
+    console.print(f"next: {facts.next_commands[0]}", soft_wrap=True)
+    if not finished:
+        raise KeyboardInterrupt
+
+
+def _next(directory: Path, finished: bool) -> tuple[str, ...]:
+    where = shlex.quote(str(directory))
+    if not finished:
+        return (f"python -m icrl.train --resume {where}",)
+    return (f'icrl run --model {where} "What is the river of Liror?"', f"icrl eval {where}")
+
+
+def _summary(report: Report, directory: Path) -> str:
+    if report.zero_shot_em is None or report.zero_shot_em_interval is None:
+        return f"stopped after step {report.steps}; everything is in {directory}"
+    low, high = report.zero_shot_em_interval
+    before = "" if report.zero_shot_em_before is None else f"{report.zero_shot_em_before:.3f} → "
+    return (
+        f"zero-shot exact match {before}{report.zero_shot_em:.3f} [{low:.3f}, {high:.3f}] on {report.held_out_tasks} "
+        f"held-out tasks, after {report.steps} steps and {report.wall_s:.0f} s; see {directory}/report.md"
+    )
+
+
+if __name__ == "__main__":
+    from icrl.cli import main as cli
+
+    sys.exit(cli(["train", *sys.argv[1:]]))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from icrl.errors import ConfigError
+from icrl.tiny import BASE_DIR, pretrain
+from icrl.tiny.checkpoint import load
+from icrl.tiny.documents import documents
+from icrl.tiny.model import ModelConfig
+from icrl.tiny.pretrain import PHASES, Phase, PretrainConfig, Progress
+
+SHORT = tuple(dataclasses.replace(p, steps=2, rows=2, length=48, warmup=1) for p in PHASES)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(BASE_DIR / "tokenizer.json"))
+
+
+def train(tokenizer: Tokenizer, seed: int) -> tuple[torch.nn.Module, list[Progress]]:
+    seen: list[Progress] = []
+    shape = ModelConfig(vocab_size=tokenizer.get_vocab_size(), layers=2)
+    model = pretrain.pretrain(tokenizer, shape, SHORT, seed=seed, dtype=torch.float32, on_step=seen.append)
+    return model, seen
+
+
+def test_same_seed_same_weights(tokenizer: Tokenizer):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    (one, seen), (two, _), (other, _) = (train(tokenizer, seed) for seed in (1, 1, 2))
+    torch.set_num_threads(threads)
+    assert [(p.phase, p.step) for p in seen] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_steps_lower_the_loss(tokenizer: Tokenizer):
+    phase = dataclasses.replace(PHASES[0], steps=12, rows=2, length=64, warmup=2)
+    losses: list[float] = []
+    shape = ModelConfig(vocab_size=tokenizer.get_vocab_size(), layers=2)
+    pretrain.pretrain(tokenizer, shape, (phase,), seed=0, dtype=torch.float32, on_step=lambda p: losses.append(p.loss))
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_rows_are_the_documents_end_to_end(tokenizer: Tokenizer):
+    phase = SHORT[0]
+    rows = torch.cat(list(islice(pretrain.packed_rows(documents(Random(0), phase.mixture), tokenizer, phase), 40)))
+    assert rows.shape == (80, 49)
+    texts = tokenizer.decode(rows.flatten().tolist(), skip_special_tokens=False)
+    first = next(documents(Random(0), phase.mixture))
+    assert texts.startswith(first)
+    assert "<|endoftext|>" in texts
+    assert "assistant\n" in texts
+
+
+def test_rate_rises_holds_and_falls():
+    phase = Phase(steps=100, rows=1, length=8, mixture=PHASES[0].mixture, warmup=10, decay=0.5)
+    rates = [phase.rate(s) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[50] == 1
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[-1] == 0.05
+
+
+def test_old_torch_is_told_what_is_missing(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"torch >= 2\.9"):
+        train(tokenizer, 0)
+
+
+def test_script_writes_a_directory_and_prints_the_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(pretrain, "PHASES", SHORT[:1])
+    monkeypatch.setattr("icrl.tiny.probe.main", lambda directory: sys.stdout.write(f"probed {directory.name}"))
+    pretrain.main(PretrainConfig(output=tmp_path / "new", precision="float32"))
+    torch.set_num_threads(threads)
+    names = {p.name for p in (tmp_path / "new").iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert torch.isfinite(load(tmp_path / "new").model.norm.weight).all()
+    assert "probed new" in capsys.readouterr().out
