@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from icrl.config import load
-from icrl.errors import ConfigError
+from icrl.errors import ConfigError, ToolError
 from icrl.runtime.agent import Agent
+from icrl.runtime.model import find_model, open_tools
 from icrl.runtime.prompt import load_demonstrations
+from icrl.runtime.settings import AgentSettings
 from icrl.runtime.store import TrajectoryStore
+from icrl.runtime.tools.tool import Tool, ToolPolicy, ToolSpec
 from icrl.tiny import DEMONSTRATIONS, HELD_OUT
 from icrl.train.evaluate import evaluate
 from icrl.train.metrics import Evaluation
@@ -67,9 +70,8 @@ def main(argv: Sequence[str]) -> None:
 
 async def _evaluate(command: EvalCommand) -> Evaluation:
     tasks = load_tasks(command.tasks)
-    async with Agent(command.model) as agent:
-        if command.no_tools:
-            agent.model.toolbox.disable()
+    tools = await _switched_off(command.model) if command.no_tools else None
+    async with Agent(command.model, tools=tools) as agent:
         result, groups = await evaluate(
             agent,
             tasks[: command.limit] if command.limit else tasks,
@@ -82,6 +84,33 @@ async def _evaluate(command: EvalCommand) -> Evaluation:
         with TrajectoryStore(command.trajectories, keep_bytes=0) as store:
             store.append(t for group in groups for t in group.trajectories)
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchedOff:
+    """A tool that declares itself like another and answers every call with an error."""
+
+    tool: Tool
+    """The tool whose place it takes."""
+
+    @property
+    def spec(self) -> ToolSpec:
+        """The other tool's declaration."""
+        return self.tool.spec
+
+    @property
+    def policy(self) -> ToolPolicy:
+        """The other tool's policy."""
+        return self.tool.policy
+
+    async def __call__(self, arguments: Mapping[str, Any]) -> str:
+        """Refuse."""
+        raise ToolError("the tool is switched off")
+
+
+async def _switched_off(model: str | None) -> list[Tool]:
+    settings = AgentSettings.load(find_model(model)) or AgentSettings()
+    return [SwitchedOff(tool) for tool in await open_tools(settings)]
 
 
 def _demonstrations(command: EvalCommand) -> tuple[Demonstration, ...]:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from icrl.errors import ConfigError
 from icrl.events import Event
@@ -24,7 +24,7 @@ from icrl.runtime.model import Model, open_model
 from icrl.runtime.run import Run
 from icrl.runtime.tools.tool import Tool
 from icrl.tokenizer import Tokenizer
-from icrl.types import Demonstration, Limits, Message, SamplingParams, Task, Trajectory
+from icrl.types import Demonstration, Limits, Message, SamplingParams, Segment, Task, Trajectory
 
 __all__ = ["Agent", "Result"]
 
@@ -89,7 +89,7 @@ class Agent:
         self._users = 0
         self._opening: asyncio.Task[Model] | None = None
 
-    async def __aenter__(self) -> Agent:
+    async def __aenter__(self) -> Self:
         """Open the model and its tools; nested and concurrent uses share them."""
         self._users += 1
         if self._opening is None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from icrl.errors import ConfigError, nearest
 from icrl.runtime.dialect import Dialect, find_dialect
@@ -18,6 +19,9 @@ from icrl.runtime.tools.tool import Tool
 from icrl.runtime.tools.toolbox import Toolbox
 from icrl.tokenizer import Tokenizer
 from icrl.types import Demonstration, Limits, Message, Segment
+
+if TYPE_CHECKING:
+    from icrl.runtime.engines.local import LocalEngine
 
 __all__ = ["Model", "find_model", "open_model", "open_tools"]
 
@@ -87,17 +91,8 @@ async def open_model(
     Raises:
         ConfigError: There is no such model, tool or index.
     """
-    opened_here = source is None or isinstance(source, str | Path)
-    if opened_here:
-        directory = await asyncio.to_thread(find_model, source)
-        settings = settings or AgentSettings.load(directory) or AgentSettings()
-        tokenizer = tokenizer or await asyncio.to_thread(_load_tokenizer, directory)
-        engine = _local_engine(directory, tokenizer)
-    else:
-        engine, settings = source, settings or AgentSettings()
-        tokenizer = tokenizer or getattr(engine, "tokenizer", None)
-        if tokenizer is None:
-            raise ConfigError(f"tokenizer: engine {engine.info.name!r} has none; pass tokenizer=… to the agent")
+    engine, tokenizer, stored = await _open_engine(source, tokenizer)
+    settings = settings or stored or AgentSettings()
     settings = replace(settings, instruction=instruction or settings.instruction, limits=limits or settings.limits)
     chosen = tools if tools is not None else await open_tools(settings)
     return Model(
@@ -106,8 +101,24 @@ async def open_model(
         dialect=dialect or find_dialect(settings.dialect),
         toolbox=Toolbox(chosen),
         settings=settings,
-        owns_engine=opened_here,
+        owns_engine=engine is not source,
     )
+
+
+async def _open_engine(
+    source: str | Path | Engine | None, tokenizer: Tokenizer | None
+) -> tuple[Engine, Tokenizer, AgentSettings | None]:
+    """Return an engine, its tokenizer, and the settings stored with the model."""
+    if source is None or isinstance(source, str | Path):
+        directory = await asyncio.to_thread(find_model, source)
+        tokenizer = tokenizer or await asyncio.to_thread(_load_tokenizer, directory)
+        engine = await asyncio.to_thread(_local_engine, directory, tokenizer)
+        await engine.start()
+        return engine, tokenizer, AgentSettings.load(directory)
+    tokenizer = tokenizer or getattr(source, "tokenizer", None)
+    if tokenizer is None:
+        raise ConfigError(f"tokenizer: engine {source.info.name!r} has none; pass tokenizer=… to the agent")
+    return source, tokenizer, None
 
 
 def find_model(source: str | Path | None) -> Path:
@@ -161,7 +172,7 @@ def _load_tokenizer(directory: Path) -> Tokenizer:
     return ChatTokenizer.load(directory)
 
 
-def _local_engine(directory: Path, tokenizer: Tokenizer) -> Engine:
+def _local_engine(directory: Path, tokenizer: Tokenizer) -> LocalEngine:
     from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 
     return LocalEngine(LocalEngineConfig(model=str(directory)), tokenizer=tokenizer)

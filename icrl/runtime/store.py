@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from icrl.errors import DataError
 from icrl.types import Trajectory
@@ -54,7 +55,7 @@ class TrajectoryStore:
         """Close the file."""
         self._file.close()
 
-    def __enter__(self) -> TrajectoryStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -52,7 +52,7 @@ class StepMetrics:
     tokens_per_s: float = 0.0
     """Sampled tokens a second of the rollout phase."""
     loss: float | None = None
-    """Loss; like the four below, `None` where it was not measured or not finite."""
+    """Loss; like the five below, `None` where it was not measured or not finite."""
     grad_norm: float | None = None
     """Norm of the gradient before clipping."""
     entropy: float | None = None
@@ -61,6 +61,8 @@ class StepMetrics:
     """Mean KL divergence from the reference policy, in nats a token."""
     ratio_mean: float | None = None
     """Mean importance ratio of the policy to the engine that sampled."""
+    logprob_gap: float | None = None
+    """Largest difference of a sampled token's log-probability between trainer and engine."""
     clip_fraction: float = 0.0
     """Tokens whose ratio was clipped."""
     stop_reasons: Mapping[str, int] = field(default_factory=dict)

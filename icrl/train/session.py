@@ -176,6 +176,7 @@ def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view:
         curriculum.restore(state.curriculum)
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
+        resume_at = state.step if state else None
         agent, engine = _open_agent(config, portal, stack)
         source = RolloutSource(
             config=config,
@@ -186,7 +187,7 @@ def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view:
             demonstrations=data.demonstrations,
             curriculum=curriculum,
             store=stack.enter_context(_store(directory, state)),
-            metrics=stack.enter_context(MetricsLog(directory / "metrics.jsonl", resume_at=state and state.step)),
+            metrics=stack.enter_context(MetricsLog(directory / "metrics.jsonl", resume_at=resume_at)),
             on_step=view.step,
             on_warning=view.warn,
         )
@@ -198,9 +199,7 @@ def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view:
             portal=portal,
             agent=agent,
             source=source,
-            evaluations=stack.enter_context(
-                EvaluationLog(directory / "evaluations.jsonl", resume_at=state and state.step)
-            ),
+            evaluations=stack.enter_context(EvaluationLog(directory / "evaluations.jsonl", resume_at=resume_at)),
             checkpoint=checkpoint,
         )
         callback = AfterStep(session.finished, config.save_every, session.after_step)
@@ -218,6 +217,7 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
         LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.threads), tokenizer=tokenizer
     )
     stack.callback(portal.call, engine.aclose)
+    portal.call(engine.start)
     agent = Agent(
         engine,
         tools=portal.call(open_tools, settings),

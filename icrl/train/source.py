@@ -31,6 +31,7 @@ from icrl.types import Demonstration, Group, Row, Task
 
 __all__ = ["Interrupted", "RolloutSource"]
 
+
 class Interrupted(Exception):
     """Ctrl-C arrived while a step was being rolled out; the step did not happen."""
 
@@ -158,6 +159,8 @@ class RolloutSource:
             grad_norm=values.get("grad_norm"),
             entropy=values.get("entropy"),
             kl=values.get("kl"),
+            ratio_mean=values.get("ratio_mean"),
+            logprob_gap=values.get("logprob_gap"),
             clip_fraction=values.get("clip_ratio/region_mean") or 0.0,
         )
         self._pending = None
@@ -166,9 +169,7 @@ class RolloutSource:
 
     def save(self, directory: str, step: int) -> None:
         """Write the state that TRL does not know of."""
-        state = RunState(
-            step=step, curriculum=self.curriculum.state(), trajectories_bytes=self.store.size_bytes
-        )
+        state = RunState(step=step, curriculum=self.curriculum.state(), trajectories_bytes=self.store.size_bytes)
         state.save(Path(directory))
 
     async def stop(self) -> None:
@@ -179,9 +180,7 @@ class RolloutSource:
 def _success(groups: Sequence[Group]) -> float:
     """Mean exact match; of a reward without that part, its mean."""
     pairs = [
-        part.get("em", reward)
-        for group in groups
-        for part, reward in zip(group.components, group.rewards, strict=True)
+        part.get("em", reward) for group in groups for part, reward in zip(group.components, group.rewards, strict=True)
     ]
     return _mean(pairs)
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
 from icrl.train.batch import batch_of
@@ -56,6 +57,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         self._pad_id = pad_id
         self._has_rows = True
         self._shared_prefix_B: torch.Tensor | None = None
+        self._logprobs_BC: torch.Tensor | None = None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = self._source.rows(self.state.global_step + 1, self.plain_model)
@@ -75,27 +77,43 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         width = batch["completion_ids"].size(1)
         with torch.no_grad():
             if self.ref_model is not None:
-                return super()._get_per_token_logps_and_entropies(self.ref_model, ids, mask, width)[0]
-            with self.accelerator.unwrap_model(self.model).disable_adapter():
-                return super()._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0]
+                scored = super()._get_per_token_logps_and_entropies(self.ref_model, ids, mask, width)
+            else:
+                with self.plain_model.disable_adapter():
+                    scored = super()._get_per_token_logps_and_entropies(self.model, ids, mask, width)
+        logprobs_BC: torch.Tensor = scored[0]
+        return logprobs_BC
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         self._shared_prefix_B = inputs["shared_prefix"]
         try:
-            return super()._compute_loss(model, inputs)
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
         finally:
             self._shared_prefix_B = None
+        self._compare(inputs)
+        return loss
+
+    def _compare(self, inputs: dict[str, Any]) -> None:
+        """Measure how far the trainer's log-probabilities are from the engine's."""
+        trained_BC = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+        if self._logprobs_BC is None or not trained_BC.any():
+            return
+        gap_N = (self._logprobs_BC.detach() - inputs["old_per_token_logps"])[trained_BC]
+        self._metrics["train"]["ratio_mean"].append(gap_N.exp().mean().item())
+        self._metrics["train"]["logprob_gap"].append(gap_N.abs().max().item())
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         plain = self.accelerator.unwrap_model(model)
         if self._shared_prefix_B is None or not can_share_prefix(plain):
-            return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
+            scored = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **kwargs
             )
+            self._logprobs_BC = scored[0]
+            return scored  # type: ignore[no-any-return]
         with self.accelerator.autocast():
-            logprobs_BC, entropies_BC = shared_prefix_logprobs(
+            self._logprobs_BC, entropies_BC = shared_prefix_logprobs(
                 plain,
                 input_ids,
                 attention_mask,
@@ -103,7 +121,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
                 prefix_lengths_B=self._shared_prefix_B,
                 temperature=self.temperature,
             )
-        return logprobs_BC, entropies_BC, None
+        return self._logprobs_BC, entropies_BC, None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run TRL's step; a step without informative rows leaves the weights, and Adam's momentum, alone."""
@@ -238,9 +256,11 @@ def build_trainer(
         source: Makes the rows.
         callback: Hears the end of every step.
     """
+    # The live view shows progress; TRL's and the hub's bars and dictionaries would tear it apart.
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
-    return RolloutTrainer(
+    trainer = RolloutTrainer(
         source=source,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         model=model,
@@ -251,6 +271,8 @@ def build_trainer(
         callbacks=[callback],
         peft_config=_lora(config.lora),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _lora(config: LoraConfig) -> Any:

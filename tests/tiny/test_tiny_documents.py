@@ -52,7 +52,6 @@ def test_reserved_words_do_occur_as_ordinary_words(sample: list[str]):
             "```python\n1\n```",
             "a\n  output \nb",
             "**Answer**",
-            "-> answer",
             "search -> x",
             "tool_call",
             "<Interpreter",

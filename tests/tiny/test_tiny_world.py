@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 
 import pytest
 import yaml
 
 from icrl import tiny
+from icrl.tiny import words
 from icrl.tiny.world import QUESTIONS, Document, World, top_documents, write_world
 
 WORLD = World()
@@ -34,6 +35,19 @@ def test_every_question_is_answered_by_its_document(tasks):
         attribute, entity = task.metadata["attribute"], task.metadata["entity"]
         assert texts[task.id] == f"The {attribute} of {entity} is {task.answers[0]}."
         assert task.query in [q.format(a=attribute, e=entity) for q in QUESTIONS]
+
+
+def test_no_name_of_the_world_is_a_word():
+    spoken = {w.lower() for w in (*words.WORDS, *words.TAGS, *words.ATTRIBUTES)}
+    names = {n for facts in WORLD.facts for f in facts for n in (f.entity, f.value)}
+    assert not {n.lower() for n in names & set(words.NAMES)} & spoken
+
+
+def test_any_three_demonstrations_show_two_kinds_of_answer():
+    kinds = [(d.answer.isdigit(), d.answer in words.NAMES) for d in WORLD.demonstrations]
+    same = [trio for trio in combinations(kinds, 3) if len(set(trio)) == 1]
+    assert len(same) <= 4
+    assert len({d.answer for d in WORLD.demonstrations}) == 8
 
 
 def test_all_wordings_are_used_about_equally():

@@ -25,6 +25,8 @@ from icrl.runtime.engines.architecture import refusal
 
 __all__ = [
     "ATTENTION",
+    "DenseKeys",
+    "Keys",
     "Layout",
     "Shared",
     "attend",
@@ -51,7 +53,45 @@ class Layout(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+class Keys(Protocol):
+    """Each row's own keys and values."""
+
+    def scores(self, query_BKMD: Tensor) -> Tensor:
+        """Multiply queries with keys, minus infinity where a query may not look: [B, K, M, L]."""
+        ...
+
+    def weigh(self, weights_BKML: Tensor) -> Tensor:
+        """Sum values by weight: [B, K, M, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseKeys:
+    """Keys and values as a rectangle, with a mask; differentiable."""
+
+    keys: Tensor
+    """[B, K, L, D]."""
+    values: Tensor
+    """[B, K, L, D]."""
+    mask: Tensor
+    """[B or 1, T, L] added to the scores; the M queries of a key-value head are its query heads times T tokens."""
+
+    def scores(self, query_BKMD: Tensor) -> Tensor:
+        """Multiply queries with keys and add the mask: [B, K, M, L]."""
+        B, K, M, D = query_BKMD.shape
+        T, L = self.mask.shape[1:]
+        keys = self.keys.reshape(B * K, L, D).transpose(1, 2)
+        scores = torch.bmm(query_BKMD.reshape(B * K, M, D), keys).view(B, K, M // T, T, L)
+        return (scores + self.mask[:, None, None]).view(B, K, M, L)
+
+    def weigh(self, weights_BKML: Tensor) -> Tensor:
+        """Sum values by weight: [B, K, M, D]."""
+        B, K, M, L = weights_BKML.shape
+        out = torch.bmm(weights_BKML.reshape(B * K, M, L), self.values.reshape(B * K, L, -1))
+        return out.view(B, K, M, -1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Shared:
     """Keys and values that several rows see before their own."""
 
@@ -63,46 +103,39 @@ class Shared:
     """[K, P, D] its values."""
 
 
-def attend(
-    query_BKMD: Tensor, keys_BKLD: Tensor, values_BKLD: Tensor, mask_BTL: Tensor | None, shared: Sequence[Shared] = ()
-) -> Tensor:
+def attend(query_BKMD: Tensor, own: Keys, shared: Sequence[Shared] = ()) -> Tensor:
     """Attend to each row's own keys and, in the same softmax, to prefixes that rows share.
 
     A prefix is multiplied once with the queries of all its rows instead of being repeated for each.
 
     Args:
-        query_BKMD: Queries, scaled; the M of one key-value head are its query heads times T tokens.
-        keys_BKLD: Each row's own keys.
-        values_BKLD: Their values.
-        mask_BTL: Added to the scores of own keys; `None` where every key is visible.
+        query_BKMD: Queries, scaled.
+        own: Keys and values of the rows.
         shared: Prefixes; a row belongs to at most one.
 
     Returns:
         [B, K, M, D] weighted values.
     """
-    B, K, M, D = query_BKMD.shape
-    L = keys_BKLD.size(2)
-    own_keys = keys_BKLD.reshape(B * K, L, D)
-    scores = torch.bmm(query_BKMD.reshape(B * K, M, D), own_keys.transpose(1, 2)).view(B, K, M, L)
-    if mask_BTL is not None:
-        T = mask_BTL.size(1)
-        scores = (scores.view(B, K, M // T, T, L) + mask_BTL[:, None, None]).view(B, K, M, L)
+    scores_BKML = own.scores(query_BKMD)
     if not shared:
-        return _weigh(_softmax(scores, values_BKLD.dtype), values_BKLD)
+        return own.weigh(_softmax(scores_BKML, query_BKMD))
     if shared[0].rows is None:
-        weights, seen = _with_prefix(query_BKMD, scores, shared[0])
-        return _weigh(weights, values_BKLD) + seen
-    return _by_prefix(query_BKMD, scores, values_BKLD, shared)
+        weights_BKML, seen_BKMD = _with_prefix(query_BKMD, scores_BKML, shared[0])
+        return own.weigh(weights_BKML) + seen_BKMD
+    weights_BKML = _softmax(scores_BKML, query_BKMD)
+    contributions = []
+    for prefix in shared:
+        weights, seen = _with_prefix(query_BKMD[prefix.rows], scores_BKML[prefix.rows], prefix)
+        weights_BKML[prefix.rows] = weights
+        contributions.append((prefix.rows, seen))
+    out_BKMD = own.weigh(weights_BKML)
+    for rows, seen in contributions:
+        out_BKMD[rows] = out_BKMD[rows] + seen
+    return out_BKMD
 
 
-def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
-
-
-def _weigh(weights_BKML: Tensor, values_BKLD: Tensor) -> Tensor:
-    B, K, M, L = weights_BKML.shape
-    out = torch.bmm(weights_BKML.reshape(B * K, M, L), values_BKLD.reshape(B * K, L, -1))
-    return out.view(B, K, M, -1)
+def _softmax(scores: Tensor, like: Tensor) -> Tensor:
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(like.dtype)
 
 
 def _with_prefix(query_BKMD: Tensor, scores_BKML: Tensor, prefix: Shared) -> tuple[Tensor, Tensor]:
@@ -111,23 +144,9 @@ def _with_prefix(query_BKMD: Tensor, scores_BKML: Tensor, prefix: Shared) -> tup
     P = prefix.keys.size(1)
     query_KQD = query_BKMD.transpose(0, 1).reshape(K, B * M, D)
     seen_scores = torch.bmm(query_KQD, prefix.keys.transpose(1, 2)).view(K, B, M, P).transpose(0, 1)
-    weights = _softmax(torch.cat((seen_scores, scores_BKML), dim=-1), prefix.values.dtype)
+    weights = _softmax(torch.cat((seen_scores, scores_BKML), dim=-1), query_BKMD)
     seen = torch.bmm(weights[..., :P].transpose(0, 1).reshape(K, B * M, P), prefix.values)
     return weights[..., P:], seen.view(K, B, M, -1).transpose(0, 1)
-
-
-def _by_prefix(query_BKMD: Tensor, scores_BKML: Tensor, values_BKLD: Tensor, shared: Sequence[Shared]) -> Tensor:
-    """Attend where rows have different prefixes or none; the dense products stay common to all rows."""
-    weights = _softmax(scores_BKML, values_BKLD.dtype)
-    contributions = []
-    for prefix in shared:
-        own, seen = _with_prefix(query_BKMD[prefix.rows], scores_BKML[prefix.rows], prefix)
-        weights[prefix.rows] = own
-        contributions.append((prefix.rows, seen))
-    out = _weigh(weights, values_BKLD)
-    for rows, seen in contributions:
-        out[rows] = out[rows] + seen
-    return out
 
 
 def _dispatch(
@@ -191,15 +210,15 @@ class PackedLayout:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Compute one layer's attention; see `Layout`."""
         query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query * scaling, key, value))
-        own = [heads_first(x[self.cells], key_NKD.size(1)) for x in (query_NHD, key_NKD, value_NKD)]
-        T = self.cells.size(1)
-        if not self.prefix:
-            return tokens_first(attend(own[0], own[1], own[2], _causal(T, query)), T)[self.valid][None]
-        seen = [heads_first(x[None, : self.prefix], key_NKD.size(1)) for x in (query_NHD, key_NKD, value_NKD)]
-        out_prefix = attend(seen[0], seen[1], seen[2], _causal(self.prefix, query))
-        shared = Shared(None, seen[1][0], seen[2][0])
-        out_rows = attend(own[0], own[1], own[2], _causal(T, query), [shared])
-        return torch.cat((tokens_first(out_prefix, self.prefix)[0], tokens_first(out_rows, T)[self.valid]))[None]
+        P, T, K = self.prefix, self.cells.size(1), key_NKD.size(1)
+        row_query, row_keys, row_values = (heads_first(x[self.cells], K) for x in (query_NHD, key_NKD, value_NKD))
+        own = DenseKeys(row_keys, row_values, _causal(T, query))
+        if not P:
+            return tokens_first(attend(row_query, own), T)[self.valid][None]
+        first_query, keys, values = (heads_first(x[None, :P], K) for x in (query_NHD, key_NKD, value_NKD))
+        out_prefix = attend(first_query, DenseKeys(keys, values, _causal(P, query)))
+        out_rows = attend(row_query, own, [Shared(None, keys[0], values[0])])
+        return torch.cat((tokens_first(out_prefix, P)[0], tokens_first(out_rows, T)[self.valid]))[None]
 
 
 def _causal(length: int, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from icrl.runtime.engines.cache import MIN_SLOTS, KeyValueCache
-from icrl.runtime.engines.layout import Batch, flatten
+from icrl.runtime.engines.layout import flatten
 from icrl.runtime.engines.loading import LoadedModel, copy_weights
 from icrl.runtime.engines.protocol import EngineInfo
 from icrl.runtime.engines.sampling import Draw, as_seeds, sample
@@ -46,7 +46,9 @@ class Core:
         self.loaded = loaded
         self._info = info
         self.version = 0
-        self.cache = KeyValueCache(SlotStore(loaded.device), max_tokens=max_kv_tokens, max_slots=max_running)
+        self.cache = KeyValueCache(
+            SlotStore(loaded.device, ragged=loaded.ragged), max_tokens=max_kv_tokens, max_slots=max_running
+        )
         self._max_running = max_running
         self._max_step_tokens = max_step_tokens
         self._waiting: deque[Request] = deque()
@@ -110,7 +112,7 @@ class Core:
         for request, n in runs:
             request.computed += n
         complete = [i for i, (request, _) in enumerate(runs) if not request.pending]
-        logits = self._forward(batch, [batch.ends[i] for i in complete])
+        logits = batch.run(self.loaded.model, [batch.ends[i] for i in complete])
         done = [runs[i][0] for i in complete]
         if any(request.fills is not None for request in done):
             kept = [i for i, request in enumerate(done) if request.fills is None]
@@ -118,18 +120,6 @@ class Core:
             logits, done = logits[kept], [done[i] for i in kept]
         if done:
             self._sample(done, logits)
-
-    def _forward(self, batch: Batch, wanted: list[int]) -> torch.Tensor:
-        """Return the logits [R, V] after the wanted tokens."""
-        out = self.loaded.model(
-            input_ids=batch.ids[None],
-            position_ids=batch.positions[None],
-            use_cache=False,
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self.loaded.device),
-            icrl_layout=batch.layout,
-        )
-        logits: torch.Tensor = out.logits[0]
-        return logits
 
     def _sample(self, requests: list[Request], logits: torch.Tensor) -> None:
         tokens, logprobs = sample(logits, _draw(requests))
@@ -235,9 +225,15 @@ class Core:
         if not self.cache.reserve(longest):
             self._retract(self._running[-1:])
             return self._choose()
-        if decoding and max(request.slot for request in decoding) >= SPARSE * max(len(decoding), MIN_SLOTS):
+        if not self.cache.store.ragged and _sparse(decoding):
             self.cache.compact(decoding)
         return sorted(decoding, key=lambda request: request.slot), joining
+
+
+def _sparse(decoding: list[Request]) -> bool:
+    """Tell whether attention over a range of slots would mostly be wasted."""
+    last = max((request.slot for request in decoding), default=0)
+    return last >= SPARSE * max(len(decoding), MIN_SLOTS)
 
 
 def _draw(requests: list[Request]) -> Draw:

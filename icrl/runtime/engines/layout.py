@@ -5,8 +5,9 @@ Legend of suffixes: see `attention`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from icrl.runtime.engines.attention import Shared, attend, heads_first, tokens_first
+from icrl.runtime.engines.attention import DenseKeys, Keys, Shared, attend, heads_first, tokens_first
+from icrl.runtime.engines.ragged import RaggedKeys
 from icrl.runtime.engines.sequence import Prefix, Request
 from icrl.runtime.engines.slots import ALIGNMENT, SlotStore
 
@@ -33,12 +35,10 @@ class Block:
 
     cells: Tensor | None
     """[B, T] flattened token of each cell; `None`: they are the first B tokens in order."""
-    slots: slice | Tensor
-    """Cache slot of each row."""
-    length: int
-    """L, keys of the longest row, rounded up."""
-    mask: Tensor
-    """[B, T, L] 0 where a cell may look, minus infinity elsewhere."""
+    keys: Callable[[int], Keys]
+    """Keys and values of the rows in a layer."""
+    size: tuple[int, int]
+    """B and T."""
     prefixes: tuple[tuple[Tensor | None, Prefix], ...]
     """Rows (`None`: all) and the prefix that they share."""
     real: Tensor | None
@@ -66,20 +66,17 @@ class SlotLayout:
         new = [x[0, :, :count].transpose(0, 1) for x in (key, value)]
         self.store.write(layer, self.slots, self.positions, *new)
         query_NHD = (query[0] * scaling).transpose(0, 1)
-        if len(self.blocks) == 1 and self.blocks[0].tokens is None:
-            return self._attend(layer, self.blocks[0], query_NHD).flatten(0, 1)[None]
         out_NHD = query_NHD.new_zeros((*query_NHD.shape[:2], value.size(-1)))
         for block in self.blocks:
-            cells = self._attend(layer, block, query_NHD).flatten(0, 1)
+            cells = self._attend(layer, block, query_NHD, key.size(1)).flatten(0, 1)
             out_NHD[block.tokens] = cells if block.real is None else cells[block.real]
         return out_NHD[None]
 
-    def _attend(self, layer: int, block: Block, query_NHD: Tensor) -> Tensor:
-        keys, values = self.store.window(layer, block.slots, block.length)
-        B, T = block.mask.shape[:2]
+    def _attend(self, layer: int, block: Block, query_NHD: Tensor, kv_heads: int) -> Tensor:
+        B, T = block.size
         query_BTHD = query_NHD[:B, None] if block.cells is None else query_NHD[block.cells]
         shared = [Shared(rows, *prefix.layers[layer]) for rows, prefix in block.prefixes]
-        out = attend(heads_first(query_BTHD, keys.size(1)), keys, values, block.mask, shared)
+        out = attend(heads_first(query_BTHD, kv_heads), block.keys(layer), shared)
         return tokens_first(out, T)
 
 
@@ -95,6 +92,19 @@ class Batch:
     """What they look at."""
     ends: list[int]
     """Flattened index of each request's last token."""
+
+    def run(self, model: Any, wanted: list[int]) -> Tensor:
+        """Run the model and return the logits [R, V] after the wanted R flattened tokens."""
+        padded = wanted + wanted[-1:] * (MIN_ROWS - len(wanted))
+        out = model(
+            input_ids=self.ids[None],
+            position_ids=self.positions[None],
+            use_cache=False,
+            logits_to_keep=torch.tensor(padded, dtype=torch.long, device=self.ids.device),
+            icrl_layout=self.layout,
+        )
+        logits: Tensor = out.logits[0, : len(wanted)]
+        return logits
 
 
 def flatten(
@@ -138,24 +148,59 @@ def _aligned(length: int) -> int:
 
 
 def _decode_block(store: SlotStore, requests: Sequence[Request], dtype: torch.dtype) -> Block:
+    if store.ragged:
+        return _ragged_block(store, requests)
+    return _range_block(store, requests, dtype)
+
+
+def _ragged_block(store: SlotStore, requests: Sequence[Request]) -> Block:
+    """Attend from one token a row, each to exactly its own keys."""
+    count = len(requests)
+    rows = np.minimum(np.arange(max(count, MIN_ROWS)), count - 1)
+    slots = np.array([request.slot for request in requests])[rows]
+    lengths = np.array([request.own_tokens + 1 for request in requests])[rows]
+    full = count == len(rows)
+    return Block(
+        cells=None if full else _tensor(rows[:, None], store.device),
+        keys=partial(_ragged_keys, store, slots, lengths, _aligned(int(lengths.max()))),
+        size=(len(rows), 1),
+        prefixes=_prefixes(requests, np.arange(count), store.device),
+        real=None if full else torch.arange(count),
+        tokens=torch.arange(count),
+    )
+
+
+def _ragged_keys(
+    store: SlotStore, slots: NDArray[np.int64], lengths: NDArray[np.int64], longest: int, layer: int
+) -> Keys:
+    keys, values = store.layer(layer)
+    return RaggedKeys(keys, values, slots, lengths, longest)
+
+
+def _dense_keys(store: SlotStore, slots: slice | Tensor, mask: Tensor, layer: int) -> Keys:
+    keys, values = store.layer(layer)
+    length = mask.size(2)
+    return DenseKeys(keys[slots, :, :length], values[slots, :, :length], mask)
+
+
+def _range_block(store: SlotStore, requests: Sequence[Request], dtype: torch.dtype) -> Block:
     """Attend over the range of slots from the first to the last request; idle ones in between are wasted work."""
     first, stop = requests[0].slot, requests[-1].slot + 1
     if stop - first < MIN_ROWS:
         first = max(0, stop - MIN_ROWS)
         stop = first + MIN_ROWS
     rows = np.array([request.slot - first for request in requests])
-    lengths = np.ones(stop - first, dtype=np.int64)
-    lengths[rows] = [request.own_tokens + 1 for request in requests]
-    full = len(requests) == stop - first
+    visible = np.ones((stop - first, 1), dtype=np.int64)
+    visible[rows, 0] = [request.own_tokens + 1 for request in requests]
     cells = np.zeros((stop - first, 1), dtype=np.int64)
     cells[rows, 0] = np.arange(len(requests))
+    full = len(requests) == stop - first
     device = store.device
     return Block(
         cells=None if full else _tensor(cells, device),
-        slots=slice(first, stop),
-        length=_aligned(int(lengths.max())),
-        mask=_mask(lengths[:, None], dtype, device),
-        prefixes=_prefixes(requests, rows, stop - first, device),
+        keys=partial(_dense_keys, store, slice(first, stop), _mask(visible, dtype, device)),
+        size=(stop - first, 1),
+        prefixes=_prefixes(requests, rows, device),
         real=None if full else _tensor(rows, device),
         tokens=torch.arange(len(requests), device=device),
     )
@@ -169,7 +214,7 @@ def _mask(visible_BT: NDArray[np.int64], dtype: torch.dtype, device: torch.devic
 
 
 def _prefixes(
-    requests: Sequence[Request], rows: NDArray[np.int64], total: int, device: torch.device
+    requests: Sequence[Request], rows: NDArray[np.int64], device: torch.device
 ) -> tuple[tuple[Tensor | None, Prefix], ...]:
     """Group rows by prefix. Idle rows may follow any, their result is dropped."""
     members: dict[int, list[int]] = {}
@@ -209,12 +254,12 @@ def _join_block(
     real = np.flatnonzero(np.arange(column.shape[1]) < counts[:, None])
     mask = _mask(own[:, None] + column + 1, dtype, store.device)
     requests = [request for request, _ in group]
+    slots = torch.tensor([request.slot for request in requests], device=store.device)
     return Block(
         cells=_tensor(cells, store.device),
-        slots=torch.tensor([request.slot for request in requests], device=store.device),
-        length=mask.size(2),
-        mask=mask,
-        prefixes=_prefixes(requests, np.arange(len(requests)), len(requests), store.device),
+        keys=partial(_dense_keys, store, slots, mask),
+        size=column.shape,
+        prefixes=_prefixes(requests, np.arange(len(requests)), store.device),
         real=_tensor(real, store.device),
         tokens=_tensor(cells.reshape(-1)[real], store.device),
     )

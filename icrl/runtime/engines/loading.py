@@ -14,6 +14,7 @@ from icrl.errors import ConfigError, WeightSyncError, nearest
 from icrl.runtime.engines.architecture import refusal
 from icrl.runtime.engines.attention import install
 from icrl.runtime.engines.layout import flatten
+from icrl.runtime.engines.ragged import available
 from icrl.runtime.engines.sequence import Request
 from icrl.runtime.engines.slots import SlotStore
 from icrl.types import SamplingParams
@@ -38,6 +39,8 @@ class LoadedModel:
     """Tokens that end a generation."""
     threads: int
     """CPU threads to compute with."""
+    ragged: bool
+    """Whether decoding attends through compiled loops (`ragged`) instead of batched products."""
     kv_tokens: int
     """Tokens whose keys and values fill a quarter of the device's memory."""
 
@@ -65,12 +68,14 @@ def load(directory: str, *, dtype: str, device: str, threads: int | None) -> Loa
     _refuse(directory, config.model_type, refusal(config, type(model)))
     model.to(place).eval().requires_grad_(False)
     size = sum(p.numel() for p in model.parameters())
+    threads = threads or (1 if size < SMALL else os.cpu_count() or 1)
     loaded = LoadedModel(
         model=model,
         device=place,
         dtype=precision,
         end_ids=_end_ids(model),
-        threads=threads or (1 if size < SMALL else os.cpu_count() or 1),
+        threads=threads,
+        ragged=place.type == "cpu" and precision == torch.float32 and threads == 1 and available(),
         kv_tokens=_memory(place) // 4 // _kv_token_bytes(model, precision),
     )
     _check_attention(directory, loaded)
@@ -130,28 +135,22 @@ def _kv_token_bytes(model: Any, dtype: torch.dtype) -> int:
 
 @torch.inference_mode()
 def _check_attention(directory: str, loaded: LoadedModel) -> None:
-    """Compare the model's own forward with ours in two chunks, which any hidden state beyond keys and values breaks."""
-    model, count = loaded.model, 9
-    ids = [(7 * i + 3) % model.config.get_text_config().vocab_size for i in range(count)]
+    """Compare the model's own forward with ours in three steps, which any state beyond keys and values breaks."""
+    model = loaded.model
+    ids = [(7 * i + 3) % model.config.get_text_config().vocab_size for i in range(9)]
     expected = model(torch.tensor([ids], device=loaded.device), use_cache=False).logits[0, -1].float()
     install(model)
-    store = SlotStore(loaded.device)
-    store.repack([], 4, 32, 0)
+    store = SlotStore(loaded.device, ragged=loaded.ragged)
+    store.repack([], slots=4, capacity=32, length=0)
     probe = Request(id="", ids=ids, params=SamplingParams(), limit=1, finish=lambda _: None, slot=1)
-    for n in (5, 4):
-        batch = flatten(store, [], [(probe, n)], loaded.dtype)
+    for n in (5, 3, 1):
+        runs = ([probe], []) if n == 1 else ([], [(probe, n)])
         try:
-            out = model(
-                input_ids=batch.ids[None],
-                position_ids=batch.positions[None],
-                use_cache=False,
-                logits_to_keep=torch.tensor([n - 1], device=loaded.device),
-                icrl_layout=batch.layout,
-            )
+            logits = flatten(store, *runs, loaded.dtype).run(model, [n - 1])
         except TypeError as error:
             raise ConfigError(f"model: {directory!r} does not accept a layout for its attention: {error}") from error
         probe.computed += n
-    distance = (out.logits[0, 0].float() - expected).abs().max().item()
+    distance = (logits[0].float() - expected).abs().max().item()
     scale = expected.abs().max().item() + 1
     tolerance = 1e-3 if loaded.dtype == torch.float32 else 0.1
     if not distance <= tolerance * scale:

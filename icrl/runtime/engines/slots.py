@@ -22,10 +22,12 @@ class SlotStore:
 
     Args:
         device: Where the tensors live.
+        ragged: Whether decoding reads them through `ragged.RaggedKeys`.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, ragged: bool) -> None:
         self.device = device
+        self.ragged = ragged
         self.slots = 0
         self.capacity = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -41,10 +43,9 @@ class SlotStore:
         keys[slots, :, positions] = keys_NKD
         values[slots, :, positions] = values_NKD
 
-    def window(self, layer: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Return the first `length` keys and values of some slots: [B, K, L, D] each."""
-        keys, values = self._layers[layer]
-        return keys[slots, :, :length], values[slots, :, :length]
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values: [slots, K, capacity, D] each."""
+        return self._layers[layer]
 
     def copy_out(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Copy one slot's first `length` keys and values: [K, P, D] each, a pair for every layer."""

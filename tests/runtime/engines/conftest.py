@@ -43,8 +43,20 @@ def build_model(kind: str, **changes: Any) -> Any:
 class Letters:
     """A tokenizer of one to three letters a token; the last ids are single bytes of a two-byte character."""
 
-    table = tuple(
-        [*"abcdefghijklmnopqrstuvwxyz<>/ ", "ab", "b>", "</", "</a", "a>", ">x", "x</", "c</d>", "d>", ">>", "</d", ">"]
+    table = (
+        *"abcdefghijklmnopqrstuvwxyz<>/ ",
+        "ab",
+        "b>",
+        "</",
+        "</a",
+        "a>",
+        ">x",
+        "x</",
+        "c</d>",
+        "d>",
+        ">>",
+        "</d",
+        ">",
     )
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from icrl.errors import ConfigError
-from icrl.runtime.engines.attention import Shared, attend, our_attention, shared_prefix_hidden, supports_attention
+from icrl.runtime.engines.attention import (
+    DenseKeys,
+    Shared,
+    attend,
+    our_attention,
+    shared_prefix_hidden,
+    supports_attention,
+)
 
 LENGTHS = torch.tensor([5, 9, 1, 7])
 
@@ -109,7 +116,7 @@ def test_rows_with_different_prefixes_or_none_attend_to_their_own() -> None:
     members = [torch.tensor([0, 3]), torch.tensor([1])]
     shared = [Shared(rows, k, v) for rows, (k, v) in zip(members, prefixes, strict=True)]
 
-    out = attend(query, keys, values, mask, shared)
+    out = attend(query, DenseKeys(keys, values, mask), shared)
     for row in range(5):
         mine = next((p for rows, p in zip(members, prefixes, strict=True) if row in rows), torch.zeros(2, 2, 0, 8))
         k, v = torch.cat((mine[0], keys[row]), 1), torch.cat((mine[1], values[row]), 1)

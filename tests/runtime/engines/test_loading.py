@@ -62,7 +62,7 @@ def test_info_is_read_from_the_configuration_alone(tmp_path: Path, saved: Callab
     with pytest.raises(ConfigError, match="does not state its max_position_embeddings"):
         read_info(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="no readable config.json"):
+    with pytest.raises(ConfigError, match=r"no readable config\.json"):
         read_info(str(tmp_path))
 
 

@@ -373,7 +373,7 @@ async def test_a_wrong_update_is_refused_and_the_engine_goes_on(
     before = await engine.generate(prompt(0), GREEDY, request_id="1")
     weights = changed_weights(reference())
     del weights["model.norm.weight"]
-    with pytest.raises(WeightSyncError, match="no weight was given for 'model.norm.weight'"):
+    with pytest.raises(WeightSyncError, match=r"no weight was given for 'model\.norm\.weight'"):
         await engine.update(weights.items(), 1)
     assert engine.info.weight_version == 0
     assert (await engine.generate(prompt(0), GREEDY, request_id="2")).ids == before.ids
@@ -406,7 +406,9 @@ def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
         LocalEngineConfig(model="m", **changes)
 
 
-@pytest.mark.parametrize("limits", [{"max_running": 2}, {"max_running": 8, "max_step_tokens": 8}, {"max_kv_tokens": 832}])
+@pytest.mark.parametrize(
+    "limits", [{"max_running": 2}, {"max_running": 8, "max_step_tokens": 8}, {"max_kv_tokens": 832}]
+)
 async def test_bounds_delay_requests_but_do_not_change_them(
     saved: Callable[..., str], reference: Callable[..., Any], limits: dict[str, int]
 ) -> None:

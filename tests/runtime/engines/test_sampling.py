@@ -99,7 +99,7 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens_in_their_proportions(
     mass = sum(probabilities[i].item() for i in kept)
     for rank in range(5):
         expected = probabilities[rank].item() / mass if rank in kept else 0.0
-        assert abs(share[rank] - expected) < 4 * math.sqrt(0.25 / rows) * (expected > 0)  or share[rank] == expected == 0
+        assert abs(share[rank] - expected) < 4 * math.sqrt(0.25 / rows) * (expected > 0) or share[rank] == expected == 0
     assert math.isclose(logprobs[0], logits[tokens[0]].item(), abs_tol=1e-5)
 
 
