@@ -111,10 +111,10 @@ async def _open_engine(
     """Return an engine, its tokenizer, and the settings stored with the model."""
     if source is None or isinstance(source, str | Path):
         directory = await asyncio.to_thread(find_model, source)
-        tokenizer = tokenizer or await asyncio.to_thread(_load_tokenizer, directory)
-        engine = await asyncio.to_thread(_local_engine, directory, tokenizer)
+        loaded = tokenizer or await asyncio.to_thread(_load_tokenizer, directory)
+        engine = await asyncio.to_thread(_local_engine, directory, loaded)
         await engine.start()
-        return engine, tokenizer, AgentSettings.load(directory)
+        return engine, loaded, AgentSettings.load(directory)
     tokenizer = tokenizer or getattr(source, "tokenizer", None)
     if tokenizer is None:
         raise ConfigError(f"tokenizer: engine {source.info.name!r} has none; pass tokenizer=… to the agent")

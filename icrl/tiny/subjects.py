@@ -118,7 +118,7 @@ def fact_subject(random: Random, kinds: tuple[FieldKind, ...]) -> Subject:
 
     Example:
         >>> fact_subject(Random(0), ("key", "answer"))().question
-        'Who or what is the steel of Zumox?'
+        'Which animal has Surux?'
     """
     size = random.choice((1, 1, 2, 2, 3, 4))
     wording = random.choice(FACT_WORDINGS)
@@ -205,7 +205,7 @@ def draw_sum(random: Random) -> tuple[str, int]:
 
     Example:
         >>> draw_sum(Random(3))
-        ('69 - 17', 52)
+        ('71 * 79', 5609)
     """
     expression, value = _combine(random, *_operand(random))
     if random.random() < 0.35:

@@ -164,7 +164,7 @@ class TrainConfig:
     dry_run: bool = False
     """Print the resolved configuration and stop."""
     deterministic: bool = False
-    """Float32, one thread, lock-step admission: a resumed run is then equal to the bit, and slower."""
+    """Float32 on one thread: a resumed run then ends equal to the bit."""
     schedule: str = "3:40,2:15,1:15,0:40"
     """Curriculum: `shots:steps` stages."""
     promote_at: float | None = 0.9
@@ -202,8 +202,21 @@ class TrainConfig:
                 " (rollout.prompts x rollout.group_size)"
             )
         _at_least(1, "promote_window", self.promote_window)
+        if self.deterministic:
+            self._check_deterministic()
         if self.own_task and "search" in self.tools and self.index is None:
             raise ConfigError("index: your own --tasks with the search tool need --index DIR (`icrl index` makes one)")
+
+    def _check_deterministic(self) -> None:
+        for name, wanted in (("precision", "float32"), ("engine_dtype", "float32"), ("threads", 1)):
+            value = getattr(self, name)
+            if value not in (wanted, None):
+                raise ConfigError(f"{name}: deterministic runs need {wanted}, not {value}")
+
+    @property
+    def torch_threads(self) -> int | None:
+        """Torch threads of trainer and engine; `None` lets each choose."""
+        return 1 if self.deterministic else self.threads
 
     @property
     def own_task(self) -> bool:

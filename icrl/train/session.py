@@ -214,7 +214,7 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
     tokenizer = ChatTokenizer.load(directory)
     settings = config.settings()
     engine = LocalEngine(
-        LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.threads), tokenizer=tokenizer
+        LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.torch_threads), tokenizer=tokenizer
     )
     stack.callback(portal.call, engine.aclose)
     portal.call(engine.start)

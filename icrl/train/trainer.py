@@ -258,6 +258,8 @@ def build_trainer(
     """
     # The live view shows progress; TRL's and the hub's bars and dictionaries would tear it apart.
     disable_progress_bar()
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     trainer = RolloutTrainer(

@@ -110,7 +110,7 @@ class KeyValueCache:
         return max((owner.own_tokens for owner in self.owners if owner is not None), default=0)
 
     def _running(self) -> int:
-        return sum(isinstance(owner, Request) for owner in self.owners)
+        return len(self.owners) - self.owners.count(None) - len(self.parked)
 
     def _evict_parked(self) -> None:
         _, parked = self.parked.popitem(last=False)

@@ -109,6 +109,13 @@ def reference(saved: Callable[..., str]) -> Callable[..., Any]:
     return model
 
 
+@pytest.fixture(params=["compiled", "dense"])
+def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to attend while decoding; without it, tests use the compiled one."""
+    monkeypatch.setattr("icrl.runtime.engines.loading.available", lambda: request.param == "compiled")
+    return request.param
+
+
 @pytest.fixture
 async def engine(saved: Callable[..., str]) -> AsyncIterator[LocalEngine]:
     """An engine over the random Qwen2."""

@@ -61,6 +61,7 @@ async def test_greedy_equals_generate_and_logprobs_equal_a_full_forward(
     await engine.aclose()
 
 
+@pytest.mark.usefixtures("attention")
 async def test_requests_join_and_leave_in_mid_flight_without_changing_each_other(
     engine: LocalEngine, reference: Callable[..., Any]
 ) -> None:
@@ -97,6 +98,7 @@ async def test_a_stream_depends_on_its_seed(engine: LocalEngine) -> None:
     assert one.ids == again.ids != two.ids
 
 
+@pytest.mark.usefixtures("attention")
 async def test_a_shared_prefix_is_run_once_and_changes_nothing(
     engine: LocalEngine, reference: Callable[..., Any]
 ) -> None:
@@ -117,6 +119,7 @@ async def test_a_prefix_may_be_announced_for_the_whole_prompt(engine: LocalEngin
     assert whole.ids == (await engine.generate(ids, GREEDY, request_id="b")).ids
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("shared_prefix", [0, 7])
 async def test_the_next_request_of_a_session_runs_only_new_tokens(
     engine: LocalEngine, reference: Callable[..., Any], shared_prefix: int
@@ -406,6 +409,7 @@ def test_bad_settings_are_named(changes: dict[str, Any], message: str) -> None:
         LocalEngineConfig(model="m", **changes)
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize(
     "limits", [{"max_running": 2}, {"max_running": 8, "max_step_tokens": 8}, {"max_kv_tokens": 832}]
 )
@@ -432,3 +436,15 @@ async def test_bfloat16_stays_near_float32(saved: Callable[..., str], reference:
     errors = [abs(a - b) for a, b in zip(exact, generation.logprobs, strict=True)]
     assert sum(errors) / len(errors) < 0.3
     await engine.aclose()
+
+
+async def test_a_step_wakes_the_event_loop_once(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    await engine.pause()
+    calls = [asyncio.create_task(engine.generate(prompt(i), GREEDY, request_id=str(i))) for i in range(8)]
+    await asyncio.sleep(0)
+    loop, wakes = asyncio.get_running_loop(), list[object]()
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: wakes.append(args) or wake(*args))
+    await engine.resume()
+    await asyncio.gather(*calls)
+    assert len(wakes) == 2  # the answer to resume, and all results at once
