@@ -118,7 +118,7 @@ def _wide_terminal() -> Iterator[None]:
 def _one_line(box: str, root: str) -> str:
     """Read the message out of tyro's box: what stands between its title and its first rule."""
     lines = [line.strip("│| \t") for line in box.splitlines() if not line.startswith(("╭", "╰", "+"))]
-    if len(lines) > 1 and not lines[1].strip("─-"):  # a plain terminal gets a title and a rule instead of a frame
+    if not box.startswith(("╭", "+")):  # a terminal without a cursor gets a title and a rule instead of a frame
         lines = lines[2:]
     rule = next((i for i, line in enumerate(lines) if line and not line.strip("─-")), len(lines))
     message = " ".join(line for line in lines[:rule] if line)

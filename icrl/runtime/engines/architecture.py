@@ -38,6 +38,9 @@ def refusal(config: Any, model_class: type | None = None) -> str | None:
         return f"has layers of type {other[0]!r}, and only 'full_attention' is supported"
     if getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None):
         return f"attends to a sliding window of {config.sliding_window} tokens only"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        return f"rescales its positions by the longest sequence of a batch (rope_type {rope['rope_type']!r})"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "caps its attention scores (attn_logit_softcapping)"
     if model_class is not None and not getattr(model_class, "_supports_attention_backend", True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from icrl.runtime.engines.sequence import Parked, Prefix, Request
+from icrl.runtime.engines.request import Parked, Prefix, Request
 from icrl.runtime.engines.slots import ALIGNMENT, SlotStore
 
 __all__ = ["KeyValueCache"]

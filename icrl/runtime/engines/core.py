@@ -15,7 +15,7 @@ from icrl.runtime.engines.layout import flatten
 from icrl.runtime.engines.loading import LoadedModel, copy_weights
 from icrl.runtime.engines.protocol import EngineInfo
 from icrl.runtime.engines.sampling import Draw, as_seeds, sample
-from icrl.runtime.engines.sequence import Prefix, Request
+from icrl.runtime.engines.request import Prefix, Request
 from icrl.runtime.engines.slots import ALIGNMENT, SlotStore
 from icrl.types import FinishReason, SamplingParams
 
@@ -41,7 +41,7 @@ class Core:
     def __init__(
         self, loaded: LoadedModel, info: EngineInfo, *, max_running: int, max_step_tokens: int, max_kv_tokens: int
     ) -> None:
-        # Counts for this thread only; the trainer's keeps its own.
+        # Threads that begin to compute later inherit this count, those that already do keep theirs.
         torch.set_num_threads(loaded.threads)
         self.loaded = loaded
         self._info = info
@@ -107,6 +107,8 @@ class Core:
         if not self._running:
             return
         decoding, joining = self._choose()
+        if not self._running:
+            return
         runs = [*((request, 1) for request in decoding), *joining]
         batch = flatten(self.cache.store, decoding, joining, self.loaded.dtype)
         for request, n in runs:
@@ -134,7 +136,8 @@ class Core:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         if request.slot >= 0:
             self._running.remove(request)
-            self.cache.park(request)
+            # Keys of older weights serve the request that has them, and no later one.
+            self.cache.park(request) if request.keys_version == self.version else self.cache.release(request)
         else:
             self._waiting.remove(request)
         request.finish(request.generation(reason))
@@ -182,6 +185,7 @@ class Core:
                 return False
             if not self._take(request, prefix):
                 return None
+        request.keys_version = self.version
         if not request.logprobs:
             request.cached_tokens = request.computed
         self._running.append(request)
@@ -224,7 +228,7 @@ class Core:
         longest = max([r.own_tokens + 1 for r in decoding] + [r.own_tokens + n for r, n in joining])
         if not self.cache.reserve(longest):
             self._retract(self._running[-1:])
-            return self._choose()
+            return self._choose() if self._running else ([], [])
         if not self.cache.store.ragged and _sparse(decoding):
             self.cache.compact(decoding)
         return sorted(decoding, key=lambda request: request.slot), joining

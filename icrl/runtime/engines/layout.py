@@ -17,7 +17,7 @@ from torch import Tensor
 
 from icrl.runtime.engines.attention import DenseKeys, Keys, Shared, attend, heads_first, tokens_first
 from icrl.runtime.engines.ragged import RaggedKeys
-from icrl.runtime.engines.sequence import Prefix, Request
+from icrl.runtime.engines.request import Prefix, Request
 from icrl.runtime.engines.slots import ALIGNMENT, SlotStore
 
 __all__ = ["Batch", "flatten"]

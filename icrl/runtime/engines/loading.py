@@ -15,7 +15,7 @@ from icrl.runtime.engines.architecture import refusal
 from icrl.runtime.engines.attention import install
 from icrl.runtime.engines.layout import flatten
 from icrl.runtime.engines.ragged import available
-from icrl.runtime.engines.sequence import Request
+from icrl.runtime.engines.request import Request
 from icrl.runtime.engines.slots import SlotStore
 from icrl.types import SamplingParams
 

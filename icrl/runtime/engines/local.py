@@ -19,7 +19,7 @@ from icrl.types import Generation, SamplingParams
 
 if TYPE_CHECKING:
     from icrl.runtime.engines.core import Core
-    from icrl.runtime.engines.sequence import Request
+    from icrl.runtime.engines.request import Request
     from icrl.runtime.engines.stop import StopStrings
 
 __all__ = ["Decoder", "LocalEngine", "LocalEngineConfig"]
@@ -216,7 +216,7 @@ class LocalEngine:
         **rest: Any,
     ) -> Request:
         """Check a request and make it ready for the core; runs in the thread."""
-        from icrl.runtime.engines.sequence import Request
+        from icrl.runtime.engines.request import Request
 
         check_request(core.info, ids, params)
         tell = None if on_delta is None else lambda token: answer.call(partial(on_delta, (token,)))

@@ -1,7 +1,7 @@
 """Products with keys and values of unequal lengths, compiled by numba where it is installed.
 
 Decoding on a CPU is bound by reading the cache. A batched matrix product reads every row as far as the longest one;
-these loops read each row as far as it goes, which halves the time of a decode step of the embedded model at 128 rows.
+these loops read each row as far as it goes, which more than halves attention's part of a decode step at 128 rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,11 +60,15 @@ def available() -> bool:
 
 @cache
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a loop for this machine; the result is kept on disk, so that only the first process waits for it."""
+    """Compile a loop for this machine; the result is kept on disk where possible, so that only one process waits."""
     import numba
 
-    loop: Any = numba.njit(fastmath=True, nogil=True, cache=True)(function)
-    return loop  # type: ignore[no-any-return]
+    loop: Callable[..., None]
+    try:
+        loop = numba.njit(fastmath=True, nogil=True, cache=True)(function)
+    except RuntimeError:  # there is no directory that can be written to
+        loop = numba.njit(fastmath=True, nogil=True)(function)
+    return loop
 
 
 def _scores(query: Array, keys: Array, slots: Numbers, lengths: Numbers, out: Array) -> None:

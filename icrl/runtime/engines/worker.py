@@ -87,8 +87,9 @@ class Worker:
         """End the thread; open requests return as aborted."""
         with contextlib.suppress(IcrlError):
             await self.send(None)
-        # The thread has nothing left to do but to return.
-        self._thread.join()
+        # The thread has nothing left to do but to return, which it cannot announce.
+        while self._thread.is_alive():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
     def post(self, answer: Answer, function: Call, *, final: bool) -> None:
         """Queue a call for the answer's event loop; outside the thread, make it at once."""
@@ -148,7 +149,7 @@ class Worker:
 def _carry_out(command: Command, core: Core, answer: Answer) -> None:
     try:
         command(core, answer)
-    except IcrlError as error:
+    except Exception as error:
         answer.fail(error)
 
 

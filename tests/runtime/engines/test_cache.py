@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icrl.runtime.engines.cache import KeyValueCache
-from icrl.runtime.engines.sequence import Parked, Prefix, Request
+from icrl.runtime.engines.request import Parked, Prefix, Request
 from icrl.runtime.engines.slots import SlotStore
 from icrl.types import SamplingParams
 

@@ -23,6 +23,11 @@ def open_model(directory: str) -> Any:
         ("Mistral", {"sliding_window": 16}, "attends to a sliding window of 16 tokens"),
         ("Gemma2", {"head_dim": 8}, "has layers of type 'sliding_attention'"),
         ("Gemma2", {"head_dim": 8, "layer_types": ["full_attention"] * 2}, "caps its attention scores"),
+        (
+            "Llama",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "rescales its positions",
+        ),
         ("Mamba", {"state_size": 4}, "attention"),
     ],
 )

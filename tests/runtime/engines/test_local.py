@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -368,6 +368,43 @@ async def test_after_an_update_nothing_old_is_reused(engine: LocalEngine, refere
         assert generation.cached_tokens == 6
         assert generation.versions == (VersionSpan(version=1, start=0, end=16),)
         assert generation.logprobs == pytest.approx(recompute(updated(reference()), longer, generation), abs=1e-4)
+
+
+async def test_keys_of_older_weights_are_not_left_to_the_session(
+    engine: LocalEngine, reference: Callable[..., Any]
+) -> None:
+    task = await started(engine, "1", session="s")
+    await engine.update(changed_weights(reference()).items(), 1)
+    generation = await task
+    assert {span.version for span in generation.versions} == {0, 1}
+    longer = [*prompt(0), *generation.ids]
+    following = await engine.generate(longer, GREEDY, request_id="2", session="s")
+    assert following.cached_tokens == 0
+    assert following.logprobs == pytest.approx(recompute(updated(reference()), longer, following), abs=1e-4)
+
+
+async def test_an_update_whose_tensors_cannot_be_produced_fails_alone(engine: LocalEngine) -> None:
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "model.norm.weight", torch.ones(32)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await engine.update(weights(), 1)
+    assert (await engine.generate(prompt(0), GREEDY, request_id="1")).versions[0].version == 0
+
+
+@pytest.mark.usefixtures("attention")
+async def test_a_request_that_fills_the_cache_alone_is_served(saved: Callable[..., str], reference: Any) -> None:
+    config = LocalEngineConfig(model=saved(), threads=1, max_kv_tokens=4 * 96)
+    engine = LocalEngine(config)
+    calls = [
+        engine.generate(prompt(i, 20), SamplingParams(max_tokens=90), request_id=str(i), shared_prefix=1 + i)
+        for i in range(5)
+    ]
+    for i, generation in enumerate(await asyncio.gather(*calls)):
+        assert (len(generation.ids), generation.finish_reason) == (76, "length")
+        assert generation.logprobs == pytest.approx(recompute(reference(), prompt(i, 20), generation), abs=1e-4)
+    await engine.aclose()
 
 
 async def test_a_wrong_update_is_refused_and_the_engine_goes_on(

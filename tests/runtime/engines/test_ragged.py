@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from icrl.runtime.engines import ragged
 from icrl.runtime.engines.attention import DenseKeys, attend
 from icrl.runtime.engines.ragged import RaggedKeys
 
@@ -26,10 +30,32 @@ def test_compiled_loops_equal_the_dense_products(
     slots = torch.randperm(9, generator=generator)[:rows]
     query = torch.randn(rows, kv_heads, queries, width, generator=generator)
     mask = torch.zeros(rows, 1, 40).masked_fill_(torch.arange(40) >= torch.tensor(lengths)[:, None, None], -torch.inf)
-    ragged = RaggedKeys(keys, values, slots.numpy(), np.array(lengths), 40)
+    own = RaggedKeys(keys, values, slots.numpy(), np.array(lengths), 40)
     dense = DenseKeys(keys[slots], values[slots], mask)
-    assert torch.allclose(ragged.scores(query), dense.scores(query), atol=1e-4)
-    assert torch.allclose(attend(query, ragged), attend(query, dense), atol=1e-5)
+    assert torch.allclose(own.scores(query), dense.scores(query), atol=1e-4)
+    assert torch.allclose(attend(query, own), attend(query, dense), atol=1e-5)
+
+
+def test_the_loops_are_plain_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    keys, values = torch.randn(2, 3, 1, 8, 4, generator=generator)
+    query = torch.randn(3, 1, 2, 4, generator=generator)
+    own = RaggedKeys(keys, values, np.arange(3), np.array([1, 8, 6]), 8)
+    compiled = attend(query, own)
+    monkeypatch.setattr(ragged, "_compiled", lambda function: function)
+    assert torch.allclose(attend(query, own), compiled, atol=1e-6)
+
+
+def test_loops_are_compiled_anew_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    def njit(cache: bool = False, **_: bool) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache")
+        return lambda function: function
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert ragged._compiled.__wrapped__(ragged._scores) is ragged._scores
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

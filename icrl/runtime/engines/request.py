@@ -76,6 +76,8 @@ class Request:
     """Tokens of the prompt."""
     computed: int = 0
     """Leading tokens that have keys and values, in the prefix or in the slot."""
+    keys_version: int = 0
+    """Weight version when the first of its keys and values were computed or taken over."""
     cached_tokens: int = 0
     """Prompt tokens that did not have to be run."""
     slot: int = -1
