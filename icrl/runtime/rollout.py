@@ -37,6 +37,8 @@ class Scored(Protocol):
 Score = Callable[[Trajectory, Task], Awaitable[Scored]]
 """Judges a finished trajectory."""
 
+_Done = asyncio.Queue[tuple[int, Group] | BaseException]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -91,8 +93,25 @@ class Rollout:
     @asynccontextmanager
     async def groups(self, plans: Sequence[Plan]) -> AsyncIterator[AsyncIterator[Group]]:
         """Roll the plans out and yield their groups in order of completion; leaving the block cancels the rest."""
-        done: asyncio.Queue[Group | BaseException] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._report(plan, done)) for plan in plans]
+        async with self._numbered(plans) as numbered:
+            yield (group async for _, group in numbered)
+
+    async def collect(self, plans: Sequence[Plan]) -> list[Group]:
+        """Roll the plans out and return their groups in the order of the plans."""
+        async with self._numbered(plans) as numbered:
+            found = {index: group async for index, group in numbered}
+        return [found[index] for index in range(len(plans))]
+
+    def stop(self, reason: StopReason = StopReason.ABORTED) -> None:
+        """End every trajectory with what it has, those that wait for a slot too; groups complete with labelled partials."""
+        for run in tuple(self._live):
+            run.stop(reason)
+
+    @asynccontextmanager
+    async def _numbered(self, plans: Sequence[Plan]) -> AsyncIterator[AsyncIterator[tuple[int, Group]]]:
+        """Roll the plans out and yield their groups with the plans' positions."""
+        done: _Done = asyncio.Queue()
+        tasks = [asyncio.create_task(self._report(index, plan, done)) for index, plan in enumerate(plans)]
         try:
             yield _drain(done, len(plans))
         finally:
@@ -100,23 +119,14 @@ class Rollout:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def collect(self, plans: Sequence[Plan]) -> list[Group]:
-        """Roll the plans out and return their groups in the order of the plans."""
-        order = {id(plan.task): i for i, plan in enumerate(plans)}
-        async with self.groups(plans) as groups:
-            found = [group async for group in groups]
-        return sorted(found, key=lambda group: order[id(group.task)])
-
-    def stop(self, reason: StopReason = StopReason.ABORTED) -> None:
-        """End every trajectory in flight with what it has; the groups then complete with labelled partials."""
-        for run in tuple(self._live):
-            run.stop(reason)
-
-    async def _report(self, plan: Plan, done: asyncio.Queue[Group | BaseException]) -> None:
+    async def _report(self, index: int, plan: Plan, done: _Done) -> None:
         try:
-            done.put_nowait(await self._group(plan))
-        except Exception as error:  # the consumer raises it; a lost group would hang it
+            done.put_nowait((index, await self._group(plan)))
+        except BaseExceptionGroup as broken:  # made by the members' task group, around what one of them raised
+            done.put_nowait(broken.exceptions[0])
+        except BaseException as error:  # the consumer raises it; a lost group would hang it
             done.put_nowait(error)
+            raise
 
     async def _group(self, plan: Plan) -> Group:
         prompt = self._agent.model.prompt(plan.task.messages, plan.demonstrations)
@@ -131,25 +141,25 @@ class Rollout:
         )
 
     async def _member(self, plan: Plan, index: int, prompt: tuple[Segment, ...]) -> tuple[Trajectory, Scored]:
-        async with self._slots:
-            run = self._agent.prepare(
-                plan.task,
-                prompt,
-                shots=len(plan.demonstrations),
-                sampling=replace(self._sampling, seed=seed_for(plan.seed, index)),
-                trajectory_id=f"{plan.id}{index}",
-            )
-            self._live.add(run)
-            try:
+        run = self._agent.prepare(
+            plan.task,
+            prompt,
+            shots=len(plan.demonstrations),
+            sampling=replace(self._sampling, seed=seed_for(plan.seed, index)),
+            trajectory_id=f"{plan.id}{index}",
+        )
+        self._live.add(run)
+        try:
+            async with self._slots:
                 trajectory = await run.execute()
-            finally:
-                self._live.discard(run)
+        finally:
+            self._live.discard(run)
         return trajectory, await self._score(trajectory, plan.task)
 
 
-async def _drain(done: asyncio.Queue[Group | BaseException], count: int) -> AsyncIterator[Group]:
+async def _drain(done: _Done, count: int) -> AsyncIterator[tuple[int, Group]]:
     for _ in range(count):
-        group = await done.get()
-        if isinstance(group, BaseException):
-            raise group
-        yield group
+        ending = await done.get()
+        if isinstance(ending, BaseException):
+            raise ending
+        yield ending

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,7 +87,8 @@ class Run:
     _stop_reason: StopReason | None = None
     _request: str | None = None
     _calling: list[asyncio.Task[ToolResult]] = field(default_factory=list)
-    _aborting: set[asyncio.Task[None]] = field(default_factory=set)
+    _aborting: list[asyncio.Task[None]] = field(default_factory=list)
+    _fence: asyncio.Timeout | None = None
     _deadline: float = 0.0
     _prompt_length: int = 0
     _shared_prefix: int = 0
@@ -121,12 +123,17 @@ class Run:
         if self._stop_reason is not None:
             return
         self._stop_reason = reason
-        if self._request is not None:
-            task = asyncio.ensure_future(self.engine.abort(self._request))
-            self._aborting.add(task)
-            task.add_done_callback(self._aborting.discard)
+        if self._request is not None and self._fence is not None:
+            loop = asyncio.get_running_loop()
+            self._fence.reschedule(loop.time() + ABORT_GRACE_S)
+            self._aborting.append(loop.create_task(self._abort(self._request)))
         for call in self._calling:
             call.cancel()
+
+    async def _abort(self, request_id: str) -> None:
+        # An engine that cannot abort is not waited for either: the fence ends the turn.
+        with suppress(EngineError):
+            await self.engine.abort(request_id)
 
     async def _converse(self) -> tuple[StopReason, str | None]:
         """Alternate between sampling and tools until there is a reason to stop."""
@@ -187,10 +194,10 @@ class Run:
             seed=seed_for(self.sampling.seed, index),
         )
         self._request = f"{self.id}/{index}"
-        left_s = self._deadline - time.monotonic()
+        self._fence = asyncio.timeout(None)
         try:
-            # The deadline aborts the request, which then returns its partial; the fence is for engines that hang.
-            async with asyncio.timeout(left_s + ABORT_GRACE_S) as fence:
+            # An aborted request returns its partial; the fence, which `stop` sets, is for engines that hang.
+            async with self._fence:
                 return await self.engine.generate(
                     self.recording.ids,
                     params,
@@ -200,7 +207,7 @@ class Run:
                     on_delta=self._deltas(index) if self.emit is not None else None,
                 )
         except TimeoutError as error:
-            if not fence.expired():
+            if not self._fence.expired():
                 raise
             raise EngineError("did not answer its abort", engine=self.engine.info.name) from error
         finally:
@@ -223,7 +230,7 @@ class Run:
         if generation.finish_reason == "abort":
             return StopReason.ABORTED
         if reply.calls:
-            return self._too_many()
+            return self._too_many() if self._room() > 0 else self._exhausted()
         if reply.answer is not None:
             return StopReason.ANSWER
         if generation.finish_reason == "length":
@@ -243,9 +250,9 @@ class Run:
             await asyncio.wait(self._calling, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             await _reap(self._calling)
+        results = _results(self._calling)
         if self._stop_reason is not None:
             return False
-        results = [call.result() for call in self._calling]
         segments = self.dialect.observe(
             self.tokenizer,
             results,
@@ -268,6 +275,15 @@ class Run:
         self.recording.apply(event)
         if self.emit is not None:
             self.emit(event)
+
+
+def _results(tasks: Iterable[asyncio.Task[ToolResult]]) -> list[ToolResult]:
+    """Return what ended calls answered; raise what broke one of them, even where others were cancelled for it."""
+    ended = [task for task in tasks if not task.cancelled()]
+    for error in [task.exception() for task in ended]:
+        if error is not None:
+            raise error
+    return [task.result() for task in ended]
 
 
 async def _reap(tasks: Iterable[asyncio.Task[Any]]) -> None:

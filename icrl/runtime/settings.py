@@ -41,20 +41,30 @@ class AgentSettings:
     """When a run has to end."""
 
     def save(self, model_directory: Path) -> None:
-        """Write the settings beside a model's weights."""
-        (model_directory / FILE_NAME).write_bytes(encode(self) + b"\n")
+        """Write the settings beside a model's weights.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        path = model_directory / FILE_NAME
+        try:
+            path.write_bytes(encode(self) + b"\n")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
     @classmethod
     def load(cls, model_directory: Path) -> AgentSettings | None:
         """Read the settings beside a model's weights; `None` where the model has none.
 
         Raises:
-            DataError: The file is damaged.
+            DataError: The file is damaged or cannot be read.
         """
         path = model_directory / FILE_NAME
-        if not path.is_file():
-            return None
         try:
             return decode(path.read_bytes(), cls)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         except DataError as error:
             raise DataError(f"{path}: {error}") from error

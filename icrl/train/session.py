@@ -104,10 +104,11 @@ class Session:
         """Tell whether training should stop after this step."""
         return self.source.interrupted or self.source.curriculum.finished
 
-    def after_step(self, step: int) -> None:
-        """Evaluate where an interim evaluation is due."""
+    def completed(self, metrics: StepMetrics) -> None:
+        """Show a completed step, and evaluate where an interim evaluation is due."""
+        self.view.step(metrics)
         every = self.config.evaluation.every_steps
-        if every and step % every == 0 and not self.finished():
+        if every and metrics.step % every == 0 and not self.finished():
             self.evaluate(self.config.evaluation.interim_tasks)
 
     def evaluate(self, tasks: int) -> Evaluation:
@@ -188,7 +189,6 @@ def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view:
             curriculum=curriculum,
             store=stack.enter_context(_store(directory, state)),
             metrics=stack.enter_context(MetricsLog(directory / "metrics.jsonl", resume_at=resume_at)),
-            on_step=view.step,
             on_warning=view.warn,
         )
         session = Session(
@@ -202,7 +202,8 @@ def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view:
             evaluations=stack.enter_context(EvaluationLog(directory / "evaluations.jsonl", resume_at=resume_at)),
             checkpoint=checkpoint,
         )
-        callback = AfterStep(session.finished, config.save_every, session.after_step)
+        source.on_step = session.completed
+        callback = AfterStep(session.finished, config.save_every)
         session.trainer = build_trainer(
             config, find_model(config.model), checkpoint_directory(directory), source, callback
         )
@@ -213,9 +214,8 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
     directory = find_model(config.model)
     tokenizer = ChatTokenizer.load(directory)
     settings = config.settings()
-    engine = LocalEngine(
-        LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.torch_threads), tokenizer=tokenizer
-    )
+    engine_config = LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.torch_threads)
+    engine = LocalEngine(engine_config, tokenizer=tokenizer)
     stack.callback(portal.call, engine.aclose)
     portal.call(engine.start)
     agent = Agent(

@@ -58,10 +58,10 @@ class RolloutSource:
     """Keeps every trajectory."""
     metrics: MetricsLog
     """Keeps the metrics."""
-    on_step: Callable[[StepMetrics], None]
-    """Hears the metrics of every completed step."""
     on_warning: Callable[[str], None]
     """Hears what is wrong with the reward."""
+    on_step: Callable[[StepMetrics], None] = lambda metrics: None
+    """Hears the metrics of every completed step."""
     interrupted: bool = False
     """Set by Ctrl-C."""
     monitor: VarianceMonitor = field(default_factory=VarianceMonitor)

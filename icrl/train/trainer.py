@@ -7,6 +7,7 @@ private to TRL, hence the pin in `pyproject.toml` and the contract tests in `tes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,18 +158,16 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
 
 
 class AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Calls back after every optimizer step, and says when to save and when to stop.
+    """Says after every optimizer step whether to save and whether to stop.
 
     Args:
         finished: Whether training is over.
         save_every: Steps between checkpoints; 0 saves at the end only.
-        then: Called with the step, once it is saved if it is due.
     """
 
-    def __init__(self, finished: Callable[[], bool], save_every: int, then: Callable[[int], None]) -> None:
+    def __init__(self, finished: Callable[[], bool], save_every: int) -> None:
         self._finished = finished
         self._save_every = save_every
-        self._then = then
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Decide after each optimizer step."""
@@ -176,11 +175,6 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
         due = self._save_every > 0 and state.global_step % self._save_every == 0
         control.should_save = due or control.should_training_stop
         return control
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Call back once the step's metrics are written."""
-        if "loss" in (kwargs.get("logs") or {}):
-            self._then(state.global_step)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
@@ -258,8 +252,8 @@ def build_trainer(
     """
     # The live view shows progress; TRL's and the hub's bars and dictionaries would tear it apart.
     disable_progress_bar()
-    if config.torch_threads is not None:
-        torch.set_num_threads(config.torch_threads)
+    # Said explicitly, because torch hands the engine's choice for its own thread down to threads that come later.
+    torch.set_num_threads(config.torch_threads or os.cpu_count() or 1)
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     trainer = RolloutTrainer(

@@ -72,7 +72,7 @@ def make_trainer(tmp_path, batches, **changes):
         **{"optimizer": OptimizerConfig(learning_rate=1e-3, max_grad_norm=1e9), **changes},
     )
     source = Source(batches)
-    callback = AfterStep(lambda: False, 0, lambda step: None)
+    callback = AfterStep(lambda: False, 0)
     return build_trainer(config, BASE_DIR, tmp_path, source, callback), source
 
 

@@ -14,8 +14,8 @@ from icrl.runtime.engines.cache import MIN_SLOTS, KeyValueCache
 from icrl.runtime.engines.layout import flatten
 from icrl.runtime.engines.loading import LoadedModel, copy_weights
 from icrl.runtime.engines.protocol import EngineInfo
-from icrl.runtime.engines.sampling import Draw, as_seeds, sample
 from icrl.runtime.engines.request import Prefix, Request
+from icrl.runtime.engines.sampling import Draw, as_seeds, sample
 from icrl.runtime.engines.slots import ALIGNMENT, SlotStore
 from icrl.types import FinishReason, SamplingParams
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from icrl.errors import ConfigError, WeightSyncError
+from icrl.runtime.engines import loading
 from icrl.runtime.engines.architecture import read_info, refusal
 from icrl.runtime.engines.loading import copy_weights, load
 
@@ -28,7 +29,8 @@ def open_model(directory: str) -> Any:
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
             "rescales its positions",
         ),
-        ("Mamba", {"state_size": 4}, "attention"),
+        ("Mamba", {"state_size": 4}, "has layers of type 'linear_attention'"),
+        ("Bloom", {}, "does not let its attention function be replaced"),
     ],
 )
 def test_other_architectures_are_refused_by_name(
@@ -38,15 +40,33 @@ def test_other_architectures_are_refused_by_name(
         open_model(saved(kind, **changes))
 
 
+def test_attention_sinks_are_refused_when_the_model_asks_for_them(saved: Callable[..., str]) -> None:
+    directory = saved("GptOss", num_local_experts=4, layer_types=["full_attention"] * 2)
+    with pytest.raises(ConfigError, match="GptOssAttention asks for s_aux"):
+        open_model(directory)
+
+
+def test_a_model_that_computes_something_else_is_found_out(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "refusal", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"\(bloom\) does not compute plain attention \(logits differ by"):
+        open_model(saved("Bloom"))
+
+
 def test_an_encoder_decoder_is_refused() -> None:
     from transformers import T5Config
 
     assert refusal(T5Config()) == "is an encoder-decoder"
 
 
-@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Llama", "Mistral", "GPTNeoX", "Olmo2"])
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Llama", "Mistral", "GPT2", "Gemma", "Qwen3Moe"])
 def test_full_attention_decoders_load(saved: Callable[..., str], kind: str) -> None:
-    changes = {"sliding_window": None} if kind == "Mistral" else {}
+    changes = {
+        "Mistral": {"sliding_window": None},
+        "Gemma": {"head_dim": 8},
+        "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    }.get(kind, {})
     loaded = open_model(saved(kind, **changes))
     assert (loaded.dtype, loaded.device.type, loaded.threads) == (torch.float32, "cpu", 1)
     assert loaded.kv_tokens > 1000
