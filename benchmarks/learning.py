@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,8 @@ def train(options: Learning, arm: str, seed: int, console: Console) -> dict:
                 [*command, *ARMS[arm]], check=True, stdout=log, stderr=log, env=environment
             )
     found = json.loads(report.read_text())
-    console.print(f"{arm}, seed {seed}: {found['zero_shot_em']:.3f} after {found['steps']} steps, {found['wall_s']:.0f} s")
+    result = f"{found['zero_shot_em']:.3f} after {found['steps']} steps, {found['wall_s']:.0f} s"
+    console.print(f"{arm}, seed {seed}: {result}")
     return found
 
 
@@ -103,7 +104,7 @@ def table(options: Learning, results: dict) -> Table:
     return shown
 
 
-def join(values) -> str:
+def join(values: Iterable[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
 
 

@@ -72,7 +72,7 @@ def test_a_law_that_is_broken_on_disk_is_refused():
     segment = {"source": "policy", "role": "text", "ids": [1, 2], "text": "", "turn": 0, "logprobs": [-0.5]}
     record = json.loads(encode(Trajectory(id="t", task=Task(query="q"), segments=(), stop_reason=StopReason.ANSWER)))
     record["segments"] = [segment | {"versions": [], "calls": [], "result": None}]
-    with pytest.raises(DataError, match="Segment.logprobs"):
+    with pytest.raises(DataError, match=r"Segment\.logprobs"):
         decode(json.dumps(record), Trajectory)
 
 

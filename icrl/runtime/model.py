@@ -111,10 +111,11 @@ async def _open_engine(
     """Return an engine, its tokenizer, and the settings stored with the model."""
     if source is None or isinstance(source, str | Path):
         directory = await asyncio.to_thread(find_model, source)
-        loaded = tokenizer or await asyncio.to_thread(_load_tokenizer, directory)
-        engine = await asyncio.to_thread(_local_engine, directory, loaded)
+        if tokenizer is None:
+            tokenizer = await asyncio.to_thread(_load_tokenizer, directory)
+        engine = await asyncio.to_thread(_local_engine, directory, tokenizer)
         await engine.start()
-        return engine, loaded, AgentSettings.load(directory)
+        return engine, tokenizer, AgentSettings.load(directory)
     tokenizer = tokenizer or getattr(source, "tokenizer", None)
     if tokenizer is None:
         raise ConfigError(f"tokenizer: engine {source.info.name!r} has none; pass tokenizer=… to the agent")

@@ -77,10 +77,11 @@ def draw_episodes(random: Random, records: tuple[int, int], sums: float) -> str:
         kinds = tuple(random.sample(kinds, len(kinds)))
     subject = (sum_subject if random.random() < sums else fact_subject)(random, kinds)
     style = _draw_format(random, kinds)
-    head = _draw_head(random, style)
-    *shown, last = _draw_records(subject, random.randint(*records))
+    count = 1 if random.random() < _ALONE else random.randint(*records)
+    head = _draw_head(random, style, alone=count == 1)
+    *shown, last = _draw_records(subject, count)
     text = head + "".join(style.whole(r) + style.pause for r in shown)
-    if random.random() < 0.5:
+    if shown and random.random() < 0.5:
         return text + style.whole(last)
     tail = (style.gap or "\n") if random.random() < 0.5 else ""
     return (
@@ -129,21 +130,28 @@ _WRAPS: tuple[Wrap, ...] = (
 _WRAP_WEIGHTS = (10, 7, 10, 6, 6, 6, 5, 5, 5)
 
 
-def _draw_head(random: Random, style: _Format) -> str:
-    """A first line of random words, in half of all documents.
+def _draw_head(random: Random, style: _Format, *, alone: bool) -> str:
+    """A first line of random words, in half of all documents; some of these lines show tags.
 
-    Some of these lines show tags, but never those that the records use: a reader learns to take the format from the
-    records and not from a line that talks about tags.
+    Shown tags are as often those of the records as not, so that they say nothing about the records; and where a
+    record stands alone they are never its own. A reader learns to take the format from records, not from a line that
+    talks about tags.
     """
     if random.random() < 0.5:
         return ""
     line = " ".join(random.choice(SPOKEN) for _ in range(random.randint(2, 14))).capitalize()
-    if random.random() < 0.3:
-        others = random.sample([t for t in TAGS if t not in style.tags], random.randint(2, 4))
-        *most, last = (_mention(random, style, t) for t in others)
+    if random.random() < (0.6 if alone else 0.2):
+        own = tuple(dict.fromkeys(style.tags))
+        tags = own if not alone and random.random() < 0.5 else tuple(t for t in TAGS if t not in own)
+        chosen = random.sample(range(len(tags)), min(len(tags), random.randint(2, 4)))
+        *most, last = (_mention(random, style, tags[i]) for i in sorted(chosen))
         line = f"{line} {' , '.join(most)} and {last}"
     return line + random.choice((".", ":", "")) + random.choice(("\n", "\n\n", " "))
 
 
 def _mention(random: Random, style: _Format, tag: str) -> str:
     return style.wrap(tag, random.choice(("", random.choice(SPOKEN)))) if random.random() < 0.5 else f"<{tag}> </{tag}>"
+
+
+_ALONE = 0.08
+"""Share of documents with a single record, which nothing shows how to write."""

@@ -53,7 +53,7 @@ class Phase:
 
 PHASES = (
     Phase(
-        steps=1100,
+        steps=1000,
         rows=10,
         length=320,
         mixture=Mixture(episodes=0.45, reading=0.12, repeats=0.22, pairs=0.13, prose=0.08, records=(2, 5), sums=0.2),
@@ -61,7 +61,7 @@ PHASES = (
         decay=0.0,
     ),
     Phase(
-        steps=1500,
+        steps=1700,
         rows=8,
         length=384,
         mixture=Mixture(episodes=0.7, reading=0.1, repeats=0.1, pairs=0.05, prose=0.05, records=(3, 6), sums=0.2),

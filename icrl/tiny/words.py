@@ -108,7 +108,7 @@ NAME_STARTS = tuple(f"{c}{v}" for c in "BDFGHKLMNPRSTVZ" for v in "aeiou")[:70]
 NAME_ENDS = tuple(f"{c}{v}{e}" for c in "bdgklmnrstvz" for v in "aeiou" for e in "nxr")[:160:2]
 """Last syllables of names."""
 
-NAMES = tuple(start + end for start in NAME_STARTS for end in NAME_ENDS)
+NAMES = tuple(s + e for s in NAME_STARTS for e in NAME_ENDS if (s + e).lower() not in ATTRIBUTES)
 """Every name of the world; each is two tokens."""
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
+from icrl.runtime.engines.loading import SMALL
 from icrl.train.batch import batch_of
 from icrl.train.config import LoraConfig, TrainConfig
 from icrl.train.curriculum import Stages
@@ -252,10 +253,9 @@ def build_trainer(
     """
     # The live view shows progress; TRL's and the hub's bars and dictionaries would tear it apart.
     disable_progress_bar()
-    # Said explicitly, because torch hands the engine's choice for its own thread down to threads that come later.
-    torch.set_num_threads(config.torch_threads or os.cpu_count() or 1)
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
+    torch.set_num_threads(config.torch_threads or _threads(model))
     trainer = RolloutTrainer(
         source=source,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
@@ -269,6 +269,12 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _threads(model: torch.nn.Module) -> int:
+    """Choose as the engine does: a small model gains nothing from a second thread, and loses much on a busy machine."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return 1 if parameters < SMALL else os.cpu_count() or 1
 
 
 def _lora(config: LoraConfig) -> Any:

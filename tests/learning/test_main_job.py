@@ -25,7 +25,6 @@ def trained(tmp_path_factory):
 
 def test_the_main_job_learns_to_search(trained):
     report = json.loads((trained / "report.json").read_text())
-    print(json.dumps({k: v for k, v in report.items() if k != "versions"}, indent=1))
     assert report["held_out_tasks"] >= 400
     assert report["zero_shot_em_before"] <= 0.02
     assert report["zero_shot_em"] >= 0.95

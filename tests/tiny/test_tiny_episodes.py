@@ -53,3 +53,31 @@ def test_number_of_records_is_kept():
     for seed in range(40):
         text = draw_episodes(Random(seed), (4, 4), 0.0)
         assert len(re.split(r"\n\n|\n", text)) >= 4
+
+
+def mentioned(text: str) -> set[str]:
+    """Tags that a first line shows as `<tag> </tag>`, wherever it ends."""
+    head = text.removeprefix("<|im_start|>user\n").split("uestion: ")[0].split("\n")[0]
+    return set(re.findall(r"<(\w+)> </\1>(?= ,| and|[.:\n]|$)", head))
+
+
+def test_a_lone_record_never_uses_the_tags_its_head_shows():
+    shown = 0
+    for seed in range(1500):
+        user, assistant = draw_episodes(Random(seed), (1, 1), 0.2).split("<|im_end|>\n<|im_start|>assistant\n")
+        tags = mentioned(user) - {"end"}  # two ways of marking close with that word
+        shown += bool(tags)
+        assert not any(re.search(rf"[<\[{{(#`=] ?{t}\b", assistant) for t in tags), user
+    assert shown > 100
+
+
+def test_heads_over_several_records_show_their_tags_as_often_as_not():
+    own = other = 0
+    for seed in range(6000):
+        text = draw_episodes(Random(seed), (3, 3), 0.2)
+        for tag in mentioned(text):
+            if len(re.findall(rf"\b{tag}\b", text, re.IGNORECASE)) > 4:
+                own += 1
+            else:
+                other += 1
+    assert 0.3 < own / (own + other) < 0.7
