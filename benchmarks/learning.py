@@ -49,8 +49,9 @@ def main(argv: Sequence[str]) -> None:
     tool_off = [without_tools(options, seed) for seed in range(options.seeds)]
     console.print(table(options, results))
     console.print(f"trained by curriculum, tool switched off: exact match {tool_off}")
-    (options.out / "learning.json").write_text(json.dumps({"runs": {f"{a}/{s}": r for (a, s), r in results.items()},
-                                                           "tool_off": tool_off}, indent=1))
+    (options.out / "learning.json").write_text(
+        json.dumps({"runs": {f"{a}/{s}": r for (a, s), r in results.items()}, "tool_off": tool_off}, indent=1)
+    )
     plot(options, options.out / "learning.png")
     console.print(f"written to {options.out}: learning.json, learning.png, one directory a run")
 
@@ -67,9 +68,7 @@ def train(options: Learning, arm: str, seed: int, console: Console) -> dict:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} if options.jobs > 1 else None
         where.parent.mkdir(parents=True, exist_ok=True)
         with (where.parent / f"{where.name}.log").open("w") as log:
-            subprocess.run(
-                [*command, *ARMS[arm]], check=True, stdout=log, stderr=log, env=environment
-            )
+            subprocess.run([*command, *ARMS[arm]], check=True, stdout=log, stderr=log, env=environment)
     found = json.loads(report.read_text())
     result = f"{found['zero_shot_em']:.3f} after {found['steps']} steps, {found['wall_s']:.0f} s"
     console.print(f"{arm}, seed {seed}: {result}")
@@ -117,10 +116,22 @@ def plot(options: Learning, path: Path) -> None:
         for seed in range(options.seeds):
             points = EvaluationLog.load(directory(options, arm, seed) / "evaluations.jsonl")
             steps, values = [p.step for p in points], [p.evaluation.em for p in points]
-            axes.plot(steps, values, color=colour, marker="o", markersize=3, linewidth=1.4, alpha=0.8,
-                      label=arm if seed == 0 else None)
-    axes.set(xlabel="training step", ylabel="zero-shot exact match, held out", ylim=(-0.03, 1.03),
-             title="What removes the demonstrations decides whether the tool is learnt")
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                marker="o",
+                markersize=3,
+                linewidth=1.4,
+                alpha=0.8,
+                label=arm if seed == 0 else None,
+            )
+    axes.set(
+        xlabel="training step",
+        ylabel="zero-shot exact match, held out",
+        ylim=(-0.03, 1.03),
+        title="What removes the demonstrations decides whether the tool is learnt",
+    )
     axes.grid(axis="y", color="#cbd2d9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(ARMS), frameon=False)

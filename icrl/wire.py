@@ -46,12 +46,16 @@ def decode(data: bytes | str, kind: type[T]) -> T:
         >>> decode('{"version":1,"start":0,"end":4}', VersionSpan).end
         4
     """
+    name = getattr(kind, "__name__", str(kind))
     try:
         raw = msgspec.json.decode(data)
         value = msgspec.convert(raw, kind)
     except (msgspec.MsgspecError, DataError) as error:
-        raise DataError(f"{getattr(kind, '__name__', kind)}: {error}") from error
-    _refuse_unknown(raw, msgspec.to_builtins(value), "$")
+        raise DataError(f"{name}: {error}") from error
+    try:
+        _refuse_unknown(raw, msgspec.to_builtins(value), "$")
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     return value
 
 

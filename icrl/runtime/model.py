@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from icrl.errors import ConfigError, nearest
+from icrl.imports import import_attribute
 from icrl.runtime.dialect import Dialect, find_dialect
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.settings import EMBEDDED, AgentSettings
@@ -227,14 +227,7 @@ def _embedded_index() -> Path:
 
 
 def _import_tool(name: str) -> Tool:
-    module_name, attribute = name.split(":", 1)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"tools: {name!r} cannot be imported ({error})") from error
-    found = getattr(module, attribute, None)
-    if found is None:
-        raise ConfigError(f"tools: module {module_name!r} has no {attribute!r}.{nearest(attribute, dir(module))}")
+    found = import_attribute(name, setting="tools")
     if not isinstance(found, Tool):
         raise ConfigError(f"tools: {name!r} is not a tool; decorate the function with @icrl.tool")
     return found

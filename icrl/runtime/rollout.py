@@ -103,7 +103,7 @@ class Rollout:
         return [found[index] for index in range(len(plans))]
 
     def stop(self, reason: StopReason = StopReason.ABORTED) -> None:
-        """End every trajectory with what it has, those that wait for a slot too; groups complete with labelled partials."""
+        """End every trajectory with what it has, those that wait for a slot too; groups complete with partials."""
         for run in tuple(self._live):
             run.stop(reason)
 

@@ -19,6 +19,7 @@ from icrl.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from icrl.train.summary import Report
+    from icrl.types import Task
 
 __all__ = ["main"]
 
@@ -93,7 +94,9 @@ def _train(config: TrainConfig, directory: Path) -> None:
             if finished:
                 session.evaluate(config.evaluation.tasks)
                 session.save_model()
-        facts = session.facts(startup_s=startup_s, finished=finished, next_commands=_next(directory, finished))
+        facts = session.facts(
+            startup_s=startup_s, finished=finished, next_commands=_next(directory, session.data.held_out[0], finished)
+        )
     report = write_report(directory, facts)
     console.print(_summary(report, directory), soft_wrap=True)
     console.print(f"next: {facts.next_commands[0]}", soft_wrap=True)
@@ -101,11 +104,11 @@ def _train(config: TrainConfig, directory: Path) -> None:
         raise KeyboardInterrupt
 
 
-def _next(directory: Path, finished: bool) -> tuple[str, ...]:
+def _next(directory: Path, task: Task, finished: bool) -> tuple[str, ...]:
     where = shlex.quote(str(directory))
     if not finished:
         return (f"python -m icrl.train --resume {where}",)
-    return (f'icrl run --model {where} "What is the river of Liror?"', f"icrl eval {where}")
+    return (f"icrl run --model {where} {shlex.quote(task.messages[-1].content)}", f"icrl eval {where}")
 
 
 def _summary(report: Report, directory: Path) -> str:

@@ -16,7 +16,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "OptimizerConfig",
-    "RewardConfig",
+    "RewardWeights",
     "RolloutConfig",
     "TrainConfig",
 ]
@@ -46,15 +46,13 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig:
-    """What a trajectory is paid for."""
+class RewardWeights:
+    """What the built-in reward pays for."""
 
-    function: str = QUESTION_REWARD
-    """`question` (exact match and format), or `module:name` of your own."""
     exact_match: float = 0.9
-    """Weight of exact match."""
+    """Reward of an exact match."""
     format: float = 0.1
-    """Weight of the whole response having the dialect's form."""
+    """Reward of the whole response having the dialect's form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +149,8 @@ class TrainConfig:
     """Documents that a search shows."""
     hit_separator: str = " "
     """What stands between them."""
+    reward: str = QUESTION_REWARD
+    """`question` (exact match and format, with `--weights`), or `module:name` of your own."""
     dialect: Literal["xml", "hermes"] = "xml"
     """How calls and answers are written."""
     instruction: str | None = None
@@ -183,8 +183,8 @@ class TrainConfig:
     """When a trajectory has to end."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """How trajectories are made."""
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    """What they are paid for."""
+    weights: RewardWeights = field(default_factory=RewardWeights)
+    """What the `question` reward pays for."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What is minimised."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -222,6 +222,22 @@ class TrainConfig:
     def own_task(self) -> bool:
         """Whether the user brought tasks; otherwise the embedded world is learnt."""
         return self.tasks is not None
+
+    def warnings(self) -> list[str]:
+        """Say what is allowed but known to fail."""
+        found = []
+        if self.dialect == "xml" and self.instruction is not None and "<answer>" not in self.instruction:
+            found.append("instruction: it does not name the tags; a model trained so answers with examples only")
+        if self.loss.advantage == "std" and self.reward == QUESTION_REWARD and self.weights.format > 0:
+            found.append(
+                "loss.advantage: dividing by the standard deviation makes a small format reward as strong as the "
+                "answer's; the policy may settle for the form"
+            )
+        if self.model is not None and self.limits == EMBEDDED_LIMITS:
+            found.append(f"limits: {self.limits.max_tokens} response tokens suit the embedded model; choose your own")
+        if self.model is not None and self.optimizer == OptimizerConfig():
+            found.append(f"optimizer: learning rate {self.optimizer.learning_rate} suits the embedded model")
+        return found
 
     def settings(self) -> AgentSettings:
         """Return what training, evaluation and serving must share; it is stored beside the weights."""

@@ -10,18 +10,17 @@ before the reward sees the trajectory, so demonstrations in the prompt can never
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from icrl.errors import ConfigError, DataError, RewardError, nearest
+from icrl.errors import ConfigError, DataError, RewardError
+from icrl.imports import import_attribute
 from icrl.types import Segment, StopReason, Task, Trajectory
 
 __all__ = ["QuestionReward", "Reward", "Score", "checked", "exact_match", "f1", "load_reward", "normalize"]
@@ -202,21 +201,7 @@ def load_reward(spec: str) -> Reward:
         Traceback (most recent call last):
         icrl.errors.ConfigError: reward: icrl.train.rewards has no 'exact_mach'. Did you mean 'exact_match'?
     """
-    module_name, colon, name = spec.partition(":")
-    if not (module_name and colon and name):
-        raise ConfigError(f"reward: write module:name, not {spec!r}")
-    reward = getattr(module := _import(module_name), name, None)
-    if reward is None:
-        raise ConfigError(f"reward: {module_name} has no {name!r}.{nearest(name, vars(module))}")
+    reward = import_attribute(spec, setting="reward")
     if not callable(reward):
         raise ConfigError(f"reward: {spec} is {type(reward).__name__}, which cannot be called")
     return reward  # type: ignore[no-any-return]
-
-
-def _import(module_name: str) -> Any:
-    if "" not in sys.path:  # a console script, unlike `python -m`, does not look into the working directory
-        sys.path.insert(0, "")
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"reward: cannot import {module_name!r}: {error}") from error

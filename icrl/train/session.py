@@ -207,6 +207,8 @@ def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view:
         session.trainer = build_trainer(
             config, find_model(config.model), checkpoint_directory(directory), source, callback
         )
+        for warning in config.warnings():
+            source.warn(warning)
         yield session
 
 
@@ -240,12 +242,12 @@ async def _rollout(config: TrainConfig, agent: Agent) -> Rollout:
 
 
 def _reward(config: TrainConfig, agent: Agent) -> Reward:
-    if config.reward.function != QUESTION_REWARD:
-        return load_reward(config.reward.function)
+    if config.reward != QUESTION_REWARD:
+        return load_reward(config.reward)
     return QuestionReward(
         well_formed=agent.model.dialect.well_formed,
-        em_weight=config.reward.exact_match,
-        format_weight=config.reward.format,
+        em_weight=config.weights.exact_match,
+        format_weight=config.weights.format,
     )
 
 

@@ -87,8 +87,7 @@ class RolloutSource:
         if self.interrupted:
             raise Interrupted
         for warning in self.monitor.observe(groups):
-            self.warnings.append(warning)
-            self.on_warning(warning)
+            self.warn(warning)
         rows = rows_of(
             groups,
             temperature=self.config.rollout.temperature,
@@ -99,6 +98,11 @@ class RolloutSource:
         self.curriculum.record(step, _success(groups))
         self._rolled_out_at = time.monotonic()
         return rows
+
+    def warn(self, text: str) -> None:
+        """Say something that the report repeats."""
+        self.warnings.append(text)
+        self.on_warning(text)
 
     def sync(self, model: Any, version: int) -> None:
         """Bring the engine to the trainer's weights, unless it has them already."""

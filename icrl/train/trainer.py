@@ -8,6 +8,7 @@ private to TRL, hence the pin in `pyproject.toml` and the contract tests in `tes
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -256,7 +257,18 @@ def build_trainer(
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32)
     torch.set_num_threads(config.torch_threads or _threads(model))
-    trainer = RolloutTrainer(
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 for an attribute under its old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        trainer = _trainer(config, model, tokenizer, checkpoints, source, callback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _trainer(
+    config: TrainConfig, model: Any, tokenizer: Any, checkpoints: Path, source: RowSource, callback: AfterStep
+) -> RolloutTrainer:
+    return RolloutTrainer(
         source=source,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         model=model,
@@ -267,8 +279,6 @@ def build_trainer(
         callbacks=[callback],
         peft_config=_lora(config.lora),
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _threads(model: torch.nn.Module) -> int:

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from icrl.runtime.store import read_trajectories
+from icrl.tiny import HELD_OUT
+from icrl.train.tasks import load_tasks
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(1500)]
 
@@ -36,7 +38,7 @@ def test_without_the_tool_it_knows_nothing(trained):
 
 
 def test_the_trained_directory_answers_zero_shot_with_a_call(trained):
-    question = "What is the river of Liror?"
+    question = load_tasks(HELD_OUT)[0].query
     assert "answer:" in icrl("run", "--model", str(trained), question)
     asked = icrl("run", "--model", str(trained), "--json", question)
     path = trained / "asked.jsonl"

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from icrl.cli import main
 from icrl.errors import ConfigError
-from icrl.tiny import BASE_DIR
+from icrl.tiny import BASE_DIR, HELD_OUT
 from icrl.train.__main__ import main as train
 from icrl.train.metrics import MetricsLog
+from icrl.train.tasks import load_tasks
 
+QUESTION = load_tasks(HELD_OUT)[0].query
 SMALL = [
     "--rollout.prompts=2",
     "--rollout.group-size=4",
@@ -25,7 +27,7 @@ SMALL = [
     "--evaluation.every-steps=2",
     "--evaluation.interim-tasks=2",
     "--optimizer.learning-rate=1e-3",
-    "--reward.format=0.5",
+    "--weights.format=0.5",
 ]
 
 
@@ -67,7 +69,7 @@ def test_a_run_leaves_everything_behind_and_its_model_answers(tmp_path, capsys):
     gaps = [m["logprob_gap"] for m in history(run) if m["logprob_gap"] is not None]
     assert all(gap < 1e-3 for gap in gaps)
     assert "next: icrl run" in capsys.readouterr().err
-    assert main(["run", "--model", str(run), "What is the river of Liror?"]) == 0
+    assert main(["run", "--model", str(run), QUESTION]) == 0
     assert "answer:" in capsys.readouterr().out
 
 
@@ -154,7 +156,7 @@ def test_the_users_own_task_with_a_random_qwen3_and_the_hermes_dialect(tmp_path,
             f"--demos={demos}",
             f"--index={tmp_path / 'index'}",
             "--dialect=hermes",
-            "--reward.function=rewards_of_a_user:length",
+            "--reward=rewards_of_a_user:length",
             "--loss.advantage=std",
             f"--output-dir={run}",
         ]
@@ -207,7 +209,7 @@ def random_qwen3(path, tokenizer_directory):
         (["--tools=serach"], "tools: 'serach' is not one of search"),
         (["--deterministic", "--precision=bfloat16"], "precision: deterministic runs need float32"),
         (["--resume=/no/such/run"], "is not a run directory"),
-        (["--reward.function=nowhere:at_all"], "reward: cannot import 'nowhere'"),
+        (["--reward=nowhere:at_all"], "reward: cannot import 'nowhere'"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_setting(tmp_path, capsys, arguments, message):

@@ -19,20 +19,24 @@ def make_row(generator, *, prefix, own, completion, advantage, logprob=None, mas
     ids = [*prefix, *torch.randint(10, 1800, (own + completion,), generator=generator).tolist()]
     prompt = len(prefix) + own
     mask = [False] * prompt + [i not in masked for i in range(completion)]
-    return Row(
-        token_ids=tuple(ids),
-        prompt_length=prompt,
-        loss_mask=tuple(mask),
-        logprobs=tuple((logprob if logprob is not None else -7.0) if m else 0.0 for m in mask),
-        reward=advantage,
-        advantage=advantage,
-        group_id="g",
-        trajectory_id="t",
-        index=0,
-        temperature=1.0,
-        stop_reason=StopReason.ANSWER,
-        shared_prefix=len(prefix),
-    ) if total else None
+    return (
+        Row(
+            token_ids=tuple(ids),
+            prompt_length=prompt,
+            loss_mask=tuple(mask),
+            logprobs=tuple((logprob if logprob is not None else -7.0) if m else 0.0 for m in mask),
+            reward=advantage,
+            advantage=advantage,
+            group_id="g",
+            trajectory_id="t",
+            index=0,
+            temperature=1.0,
+            stop_reason=StopReason.ANSWER,
+            shared_prefix=len(prefix),
+        )
+        if total
+        else None
+    )
 
 
 def make_rows(seed=0, **changes):
@@ -202,9 +206,7 @@ def test_micro_batches_add_up_to_the_whole(tmp_path, base):
     rows = on_policy(make_rows(), base)[:3]
     weights = []
     for micro_batches in (1, 2):
-        trainer, _ = make_trainer(
-            tmp_path / str(micro_batches), [rows], loss=LossConfig(micro_batches=micro_batches)
-        )
+        trainer, _ = make_trainer(tmp_path / str(micro_batches), [rows], loss=LossConfig(micro_batches=micro_batches))
         trainer.train()
         weights.append({k: v.clone() for k, v in trainer.plain_model.state_dict().items()})
     # Adam's first step is the sign of the gradient: where that is almost zero, rounding may show.

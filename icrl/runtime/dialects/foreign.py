@@ -60,23 +60,26 @@ def shown(tokenizer: Tokenizer, result: ToolResult, *, tags: Collection[str], ma
         whole = escape(text, tags)
         # A token stands for at least one byte, so most results need no counting.
         if len(whole.encode()) > max_tokens and len(ids := tokenizer.encode(whole)) > max_tokens:
-            cut = _cut(tokenizer, ids, ids, len(whole), max_tokens)
+            cut = _cut(tokenizer, ids, ids, len(whole), tags, max_tokens)
             return replace(result, text=cut, truncated=True)
         return result if whole == text else replace(result, text=whole)
     # What lies this far from both ends is cut in any case, so the time for a long text depends on the limit alone.
     head, tail = (escape(part, tags) for part in (text[:window], text[-window:]))
     total = len(text) - 2 * window + len(head) + len(tail)
-    cut = _cut(tokenizer, tokenizer.encode(head), tokenizer.encode(tail), total, max_tokens)
+    cut = _cut(tokenizer, tokenizer.encode(head), tokenizer.encode(tail), total, tags, max_tokens)
     return replace(result, text=cut, truncated=True)
 
 
-def _cut(tokenizer: Tokenizer, head: list[int], tail: list[int], characters: int, max_tokens: int) -> str:
+def _cut(
+    tokenizer: Tokenizer, head: list[int], tail: list[int], characters: int, tags: Collection[str], max_tokens: int
+) -> str:
     """Keep whole tokens of both ends and put a notice between them, `max_tokens` together."""
     keep = max_tokens
     while True:
         first = tokenizer.decode(head[: (keep + 1) // 2]).rstrip(_REPLACEMENT)
         last = tokenizer.decode(tail[len(tail) - keep // 2 :]).lstrip(_REPLACEMENT)
-        text = f"{first} [… {characters - len(first) - len(last)} characters cut …] {last}"
+        # Escaped once more: where the text is cut, a longer word may become the name of a tag.
+        text = escape(f"{first} [… {characters - len(first) - len(last)} characters cut …] {last}", tags)
         excess = len(tokenizer.encode(text)) - max_tokens
         if excess <= 0 or keep == 0:
             return text
