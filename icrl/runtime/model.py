@@ -8,20 +8,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from icrl.errors import ConfigError, nearest
+from icrl.errors import ConfigError, DataError, nearest
 from icrl.imports import import_attribute
 from icrl.runtime.dialect import Dialect, find_dialect
+from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.settings import EMBEDDED, AgentSettings
 from icrl.runtime.tools.tool import Tool
 from icrl.runtime.tools.toolbox import Toolbox
-from icrl.tokenizer import Tokenizer
+from icrl.tokenizer import ChatTokenizer, Tokenizer
 from icrl.types import Demonstration, Limits, Message, Segment
-
-if TYPE_CHECKING:
-    from icrl.runtime.engines.local import LocalEngine
 
 __all__ = ["Model", "find_model", "open_model", "open_tools"]
 
@@ -62,9 +59,11 @@ class Model:
 
     async def aclose(self) -> None:
         """Close the tools, and the engine where it was opened here."""
-        await self.toolbox.aclose()
-        if self.owns_engine:
-            await self.engine.aclose()
+        try:
+            await self.toolbox.aclose()
+        finally:
+            if self.owns_engine:
+                await self.engine.aclose()
 
 
 async def open_model(
@@ -90,32 +89,46 @@ async def open_model(
 
     Raises:
         ConfigError: There is no such model, tool or index.
+        DataError: The settings stored with the model, or the index, are damaged.
     """
-    engine, tokenizer, stored = await _open_engine(source, tokenizer)
+    engine, tokenizer, stored = await asyncio.to_thread(_prepare, source, tokenizer)
     settings = settings or stored or AgentSettings()
-    settings = replace(settings, instruction=instruction or settings.instruction, limits=limits or settings.limits)
-    chosen = tools if tools is not None else await open_tools(settings)
-    return Model(
+    settings = replace(
+        settings,
+        instruction=settings.instruction if instruction is None else instruction,
+        limits=limits or settings.limits,
+    )
+    model = Model(
         engine=engine,
         tokenizer=tokenizer,
         dialect=dialect or find_dialect(settings.dialect),
-        toolbox=Toolbox(chosen),
+        toolbox=Toolbox(tools if tools is not None else await open_tools(settings)),
         settings=settings,
         owns_engine=engine is not source,
     )
+    await _start(model)
+    return model
 
 
-async def _open_engine(
+async def _start(model: Model) -> None:
+    """Load the weights now: what is wrong with a model shows before anything runs on it."""
+    if isinstance(model.engine, LocalEngine):
+        try:
+            await model.engine.start()
+        except BaseException:
+            await model.aclose()
+            raise
+
+
+def _prepare(
     source: str | Path | Engine | None, tokenizer: Tokenizer | None
 ) -> tuple[Engine, Tokenizer, AgentSettings | None]:
-    """Return an engine, its tokenizer, and the settings stored with the model."""
+    """Return an engine that has loaded nothing yet, its tokenizer, and the settings stored with the model."""
     if source is None or isinstance(source, str | Path):
-        directory = await asyncio.to_thread(find_model, source)
-        if tokenizer is None:
-            tokenizer = await asyncio.to_thread(_load_tokenizer, directory)
-        engine = await asyncio.to_thread(_local_engine, directory, tokenizer)
-        await engine.start()
-        return engine, tokenizer, AgentSettings.load(directory)
+        directory = find_model(source)
+        tokenizer = tokenizer or ChatTokenizer.load(directory)
+        config = LocalEngineConfig(model=str(directory))
+        return LocalEngine(config, tokenizer=tokenizer), tokenizer, AgentSettings.load(directory)
     tokenizer = tokenizer or getattr(source, "tokenizer", None)
     if tokenizer is None:
         raise ConfigError(f"tokenizer: engine {source.info.name!r} has none; pass tokenizer=… to the agent")
@@ -142,7 +155,7 @@ def find_model(source: str | Path | None) -> Path:
         if (directory / "config.json").is_file():
             return directory
     if path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1:
-        raise ConfigError(f"model: {str(source)!r} holds no model (no config.json there{_siblings(path)})")
+        raise ConfigError(f"model: {str(source)!r} holds no model: there is no config.json.{_siblings(path)}")
     return _fetch(str(source))
 
 
@@ -167,23 +180,12 @@ def _fetch(name: str) -> Path:
         raise ConfigError(f"model: {name!r} is no directory here and could not be fetched ({reason})") from error
 
 
-def _load_tokenizer(directory: Path) -> Tokenizer:
-    from icrl.tokenizer import ChatTokenizer
-
-    return ChatTokenizer.load(directory)
-
-
-def _local_engine(directory: Path, tokenizer: Tokenizer) -> LocalEngine:
-    from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
-
-    return LocalEngine(LocalEngineConfig(model=str(directory)), tokenizer=tokenizer)
-
-
 async def open_tools(settings: AgentSettings) -> list[Tool]:
     """Open the tools that the settings name.
 
     Raises:
         ConfigError: A tool or index does not exist.
+        DataError: The embedded index cannot be written.
     """
     return [await _open_tool(name, settings) for name in settings.tools]
 
@@ -192,7 +194,7 @@ async def _open_tool(name: str, settings: AgentSettings) -> Tool:
     if name == "search":
         return await _open_search(settings)
     if ":" in name:
-        return _import_tool(name)
+        return await asyncio.to_thread(_import_tool, name)
     raise ConfigError(
         f"tools: {name!r} is not one of {', '.join(BUILT_IN_TOOLS)}, nor a module:attribute."
         f"{nearest(name, BUILT_IN_TOOLS)}"
@@ -221,8 +223,10 @@ def _embedded_index() -> Path:
     digest = hashlib.sha256(CORPUS.read_bytes()).hexdigest()[:12]
     directory = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "icrl" / f"embedded-{digest}"
     if not (directory / "index.json").is_file():
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        build_index(CORPUS, directory, show_progress=False)
+        try:
+            build_index(CORPUS, directory, show_progress=False)
+        except DataError as error:
+            raise DataError(f"{error}; set XDG_CACHE_HOME to a directory that can be written") from error
     return directory
 
 
