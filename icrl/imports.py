@@ -1,14 +1,31 @@
-"""Importing what a user names as `module:attribute`."""
+"""Importing what may not be there: extras, and what a user names as `module:attribute`."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from typing import Any
 
-from icrl.errors import ConfigError, nearest
+from icrl.errors import ConfigError, MissingExtraError, nearest
 
-__all__ = ["import_attribute"]
+__all__ = ["import_attribute", "require"]
+
+
+def require(*packages: str, extra: str) -> None:
+    """Check that optional packages are installed, without importing them.
+
+    Raises:
+        MissingExtraError: One is not; the message has the pip command.
+
+    Example:
+        >>> require("no_such_package", extra="search")
+        Traceback (most recent call last):
+        icrl.errors.MissingExtraError: no_such_package is not installed; run: pip install 'icrl[search]'
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, extra=extra)
 
 
 def import_attribute(spec: str, *, setting: str) -> Any:

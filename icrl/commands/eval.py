@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from icrl.commands.shots import take_shots
 from icrl.config import load
 from icrl.errors import ConfigError, ToolError
 from icrl.runtime.agent import Agent
 from icrl.runtime.model import find_model, open_tools
-from icrl.runtime.prompt import load_demonstrations
 from icrl.runtime.settings import AgentSettings
 from icrl.runtime.store import TrajectoryStore
 from icrl.runtime.tools.tool import Tool, ToolPolicy, ToolSpec
@@ -24,7 +25,7 @@ from icrl.tiny import DEMONSTRATIONS, HELD_OUT
 from icrl.train.evaluate import evaluate
 from icrl.train.metrics import Evaluation
 from icrl.train.tasks import load_tasks
-from icrl.types import Demonstration, SamplingParams
+from icrl.types import Demonstration, Group, SamplingParams, Task
 from icrl.wire import encode
 
 __all__ = ["EvalCommand", "main"]
@@ -57,33 +58,47 @@ class EvalCommand:
     trajectories: Path | None = None
     """Also write the trajectories to this JSONL file."""
 
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigError(f"limit: must be >= 0 (0 takes all), not {self.limit}")
+        if self.samples < 1:
+            raise ConfigError(f"samples: must be >= 1, not {self.samples}")
+
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate and print."""
     command = load(EvalCommand, argv, prog="icrl eval", description="Evaluate a model on questions.")
-    result = asyncio.run(_evaluate(command))
+    tasks = load_tasks(command.tasks)[: command.limit or None]
+    demonstrations = take_shots(command.demos, command.shots)
+    switched_off = AgentSettings.load(find_model(command.model)) if command.no_tools else None
+    path = command.trajectories
+    # Opened first: a path that cannot be written shows before the work, not after it.
+    with contextlib.nullcontext() if path is None else TrajectoryStore(path, keep_bytes=0) as store:
+        result, groups = asyncio.run(_evaluate(command, tasks, demonstrations, switched_off))
+        if store is not None:
+            store.append(t for group in groups for t in group.trajectories)
     if command.json:
         print(encode(result).decode())  # noqa: T201 - plain JSON, without rich's wrapping
     else:
         Console().print(_table(command, result))
 
 
-async def _evaluate(command: EvalCommand) -> Evaluation:
-    tasks = load_tasks(command.tasks)
-    tools = await _switched_off(command.model) if command.no_tools else None
+async def _evaluate(
+    command: EvalCommand,
+    tasks: Sequence[Task],
+    demonstrations: Sequence[Demonstration],
+    switched_off: AgentSettings | None,
+) -> tuple[Evaluation, list[Group]]:
+    tools = None if switched_off is None else [SwitchedOff(tool) for tool in await open_tools(switched_off)]
     async with Agent(command.model, tools=tools) as agent:
-        result, groups = await evaluate(
+        return await evaluate(
             agent,
-            tasks[: command.limit] if command.limit else tasks,
-            demonstrations=_demonstrations(command),
+            tasks,
+            demonstrations=demonstrations,
             sampling=SamplingParams(temperature=command.temperature),
             samples=command.samples,
             seed=command.seed,
         )
-    if command.trajectories is not None:
-        with TrajectoryStore(command.trajectories, keep_bytes=0) as store:
-            store.append(t for group in groups for t in group.trajectories)
-    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +121,6 @@ class SwitchedOff:
     async def __call__(self, arguments: Mapping[str, Any]) -> str:
         """Refuse."""
         raise ToolError("the tool is switched off")
-
-
-async def _switched_off(model: str | None) -> list[Tool]:
-    settings = AgentSettings.load(find_model(model)) or AgentSettings()
-    return [SwitchedOff(tool) for tool in await open_tools(settings)]
-
-
-def _demonstrations(command: EvalCommand) -> tuple[Demonstration, ...]:
-    found = load_demonstrations(command.demos) if command.shots else ()
-    if len(found) < command.shots:
-        raise ConfigError(f"shots: {command.shots} were asked for, but {command.demos} holds {len(found)}")
-    return found[: command.shots]
 
 
 def _table(command: EvalCommand, result: Evaluation) -> Table:

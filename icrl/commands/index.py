@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from icrl.config import load
+from icrl.imports import require
 
 __all__ = ["IndexCommand", "main"]
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     from icrl.runtime.tools.index import build_index
 
     command = load(IndexCommand, argv, prog="icrl index", description="Build a search index.")
+    require("numpy", "bm25s", extra="search")
     meta = build_index(command.corpus, command.out, k1=command.k1, b=command.b)
     out = shlex.quote(str(command.out))
     Console().print(f"{meta.documents:,} documents indexed in {out}")

@@ -12,10 +12,12 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from icrl.commands.shots import take_shots
 from icrl.config import load
 from icrl.events import Event, RunFinished, RunStarted, TextDelta, ToolOutput
 from icrl.runtime.agent import Agent
-from icrl.types import Demonstration, SamplingParams, Segment, Trajectory
+from icrl.tiny import DEMONSTRATIONS
+from icrl.types import SamplingParams, Segment, Trajectory
 from icrl.wire import encode
 
 __all__ = ["RunCommand", "main"]
@@ -42,9 +44,9 @@ class RunCommand:
     model: str | None = None
     """Hugging Face name, directory, or run directory; the embedded base model if not given."""
     shots: int = 0
-    """Demonstrations to show (of the embedded world, or of --demos)."""
-    demos: Path | None = None
-    """YAML or JSONL of demonstrations."""
+    """Demonstrations to show."""
+    demos: Path = DEMONSTRATIONS
+    """YAML or JSONL of demonstrations; the embedded world's by default."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
     max_tokens: int = 1024
@@ -58,30 +60,21 @@ class RunCommand:
 def main(argv: Sequence[str]) -> None:
     """Run the question."""
     command = load(RunCommand, argv, prog="icrl run", description="Answer a question and show every step.")
-    asyncio.run(_run(command, Console(highlight=False)))
-
-
-async def _run(command: RunCommand, console: Console) -> None:
     agent = Agent(
         command.model,
-        demonstrations=_demonstrations(command),
+        demonstrations=take_shots(command.demos, command.shots),
         sampling=SamplingParams(temperature=command.temperature, max_tokens=command.max_tokens),
     )
+    asyncio.run(_run(agent, command, Console(highlight=False)))
+
+
+async def _run(agent: Agent, command: RunCommand, console: Console) -> None:
     async with agent.stream(command.question, seed=command.seed) as events:
         async for event in events:
             if not command.json:
                 _show(console, event)
             elif isinstance(event, RunFinished):
                 print(encode(event.trajectory).decode())  # noqa: T201 - plain JSON, without rich's wrapping
-
-
-def _demonstrations(command: RunCommand) -> tuple[Demonstration, ...]:
-    if not command.shots:
-        return ()
-    from icrl.runtime.prompt import load_demonstrations
-    from icrl.tiny import DEMONSTRATIONS
-
-    return load_demonstrations(command.demos or DEMONSTRATIONS)[: command.shots]
 
 
 def _show(console: Console, event: Event) -> None:

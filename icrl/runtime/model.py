@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from icrl.errors import ConfigError, DataError, nearest
-from icrl.imports import import_attribute
+from icrl.imports import import_attribute, require
 from icrl.runtime.dialect import Dialect, find_dialect
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.engines.protocol import Engine
@@ -91,7 +91,7 @@ async def open_model(
         ConfigError: There is no such model, tool or index.
         DataError: The settings stored with the model, or the index, are damaged.
     """
-    engine, tokenizer, stored = await asyncio.to_thread(_prepare, source, tokenizer)
+    engine, its_tokenizer, stored = await asyncio.to_thread(_prepare, source, tokenizer)
     settings = settings or stored or AgentSettings()
     settings = replace(
         settings,
@@ -100,7 +100,7 @@ async def open_model(
     )
     model = Model(
         engine=engine,
-        tokenizer=tokenizer,
+        tokenizer=its_tokenizer,
         dialect=dialect or find_dialect(settings.dialect),
         toolbox=Toolbox(tools if tools is not None else await open_tools(settings)),
         settings=settings,
@@ -205,6 +205,7 @@ async def _open_search(settings: AgentSettings) -> Tool:
     from icrl.runtime.tools.index import Bm25Index
     from icrl.runtime.tools.search import Bm25Retriever, SearchTool
 
+    require("numpy", "bm25s", extra="search")
     if settings.index is None:
         raise ConfigError("index: the search tool needs one; build it with `icrl index corpus.jsonl out/`")
     if settings.index == EMBEDDED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import sys
 import time
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from icrl.config import dump, load
-from icrl.errors import ConfigError, MissingExtraError
+from icrl.errors import ConfigError
+from icrl.imports import require
 from icrl.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if config.dry_run:
         dump(config, Path("/dev/stdout"))
         return
-    for package in NEEDED:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, extra="train")
+    require(*NEEDED, extra="train")
     directory = _prepare(config)
     _train(config, directory)
 
