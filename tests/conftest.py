@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
 
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
+
+# How long an example takes says something of the machine, and nothing of the law.
+hypothesis.settings.register_profile("laws", deadline=None)
+hypothesis.settings.load_profile("laws")
 
 # Added tokens as in the real models: content, and whether it is a control token.
 _QWEN = [("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True)]
@@ -54,6 +60,17 @@ def build_model_directory(model: str, root: Path) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session", autouse=True)
+def blockbuster() -> Iterator[BlockBuster]:
+    """Make every blocking call on an event loop fail that our code makes, or has made."""
+    with blockbuster_ctx(scanned_modules=["icrl"]) as guard:
+        # What an engine says of itself before it is loaded is in one small file. Agents load first, so no run reads it.
+        guard.functions["io.TextIOWrapper.read"].can_block_in("icrl/runtime/engines/architecture.py", "read_info")
+        # The worker answers its last command and returns at once; there is nothing to wait for but the thread's end.
+        guard.functions["threading.Lock.acquire"].can_block_in("icrl/runtime/engines/worker.py", "close")
+        yield guard
+
+
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Directory of a tokenizer by template name, or of the embedded model (`tiny`)."""
@@ -65,3 +82,15 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 def chat_tokenizer(model_directory: Callable[[str], Path]) -> Callable[[str], ChatTokenizer]:
     """A loaded tokenizer by template name."""
     return cache(lambda model: ChatTokenizer.load(model_directory(model)))
+
+
+@pytest.fixture(scope="session")
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cache_home(cache_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache that all tests share, so that the embedded index is built once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_directory))
+    return cache_directory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,9 @@ def main(argv: Sequence[str]) -> None:
 
     command = load(IndexCommand, argv, prog="icrl index", description="Build a search index.")
     require("numpy", "bm25s", extra="search")
-    meta = build_index(command.corpus, command.out, k1=command.k1, b=command.b)
+    # Elsewhere than on a terminal a progress bar is an empty line.
+    visible = sys.stderr.isatty()
+    meta = build_index(command.corpus, command.out, k1=command.k1, b=command.b, show_progress=visible)
     out = shlex.quote(str(command.out))
     Console().print(f"{meta.documents:,} documents indexed in {out}")
     Console().print(f"next: icrl train --tasks TASKS.jsonl --index {out} --model MODEL", soft_wrap=True)

@@ -29,17 +29,23 @@ class TrajectoryStore:
         self._path = path
         try:
             self._file = path.open("ab")
-            self._size_bytes = self._file.tell()
-            if keep_bytes is not None:
-                self._cut(keep_bytes)
         except OSError as error:
             raise self._unwritable(error) from error
+        self._size_bytes = self._file.tell()
+        if keep_bytes is not None:
+            self._cut(keep_bytes)
 
     def _cut(self, keep_bytes: int) -> None:
-        if keep_bytes > self._size_bytes:
-            self._file.close()
-            raise DataError(f"{self._path}: has {self._size_bytes} bytes, of which {keep_bytes} shall be kept")
-        self._size_bytes = self._file.truncate(keep_bytes)
+        try:
+            if keep_bytes > self._size_bytes:
+                raise DataError(f"{self._path}: has {self._size_bytes} bytes, of which {keep_bytes} shall be kept")
+            if keep_bytes < self._size_bytes:
+                self._size_bytes = self._file.truncate(keep_bytes)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            if self._size_bytes != keep_bytes:
+                self._file.close()
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(f"{self._path}: cannot be written ({error.strerror})")

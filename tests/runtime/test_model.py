@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+
+import pytest
+
+from icrl.errors import ConfigError, DataError
+from icrl.runtime import model as module
+from icrl.runtime.dialect import HermesDialect, XmlDialect
+from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
+from icrl.runtime.engines.protocol import EngineInfo
+from icrl.runtime.model import find_model, open_model, open_tools
+from icrl.runtime.settings import EMBEDDED, AgentSettings
+from icrl.runtime.tools.index import build_index
+from icrl.runtime.tools.search import SearchTool
+from icrl.testing import ByteTokenizer, EchoTool, ScriptedEngine
+from icrl.tiny import BASE_DIR
+from icrl.types import Limits, Message, SamplingParams
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A model directory without settings."""
+    model = tmp_path / "mine"
+    shutil.copytree(BASE_DIR, model)
+    (model / "icrl.json").unlink()
+    return model
+
+
+@pytest.fixture
+def own_directory(directory):
+    """A model directory with settings of its own."""
+    AgentSettings(instruction="Of its own.", limits=Limits(max_turns=5)).save(directory)
+    return directory
+
+
+@pytest.fixture
+def index(tmp_path):
+    """A search index of three documents."""
+    lines = [json.dumps({"text": f"The code of {name} is {i}."}) for i, name in enumerate(["Rikor", "Rikor", "Balt"])]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    build_index(tmp_path / "corpus.jsonl", tmp_path / "index", show_progress=False)
+    return tmp_path / "index"
+
+
+# ---- finding
+
+
+def test_no_name_is_the_embedded_model():
+    assert find_model(None) == BASE_DIR
+
+
+def test_a_model_directory_and_a_run_directory_are_found(tmp_path):
+    assert find_model(BASE_DIR) == BASE_DIR
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(BASE_DIR)
+    assert find_model(str(tmp_path / "run")) == tmp_path / "run" / "model"
+
+
+def test_the_home_directory_may_be_abbreviated(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").symlink_to(BASE_DIR)
+    assert find_model("~/mine") == tmp_path / "mine"
+
+
+def test_a_misspelt_directory_is_refused_with_the_nearest(tmp_path):
+    (tmp_path / "model-a").mkdir()
+    with pytest.raises(ConfigError, match=r"no config\.json\. Did you mean 'model-a'\?$"):
+        find_model(tmp_path / "model-b")
+
+
+@pytest.mark.parametrize("source", ["Qwen", "", "./here", "~/there", "a/b/c"])
+def test_what_is_neither_directory_nor_hub_name_is_refused(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"model: '{source}' holds no model"):
+        find_model(source)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:30000", "https://example.org/v1"])
+async def test_an_address_is_refused_by_name(address):
+    with pytest.raises(ConfigError, match="is an address; this version opens directories"):
+        await open_model(address)
+
+
+def test_a_hub_name_is_fetched(monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(BASE_DIR))
+    assert find_model("owner/name") == BASE_DIR
+    assert asked == ["owner/name"]
+
+
+def test_a_hub_name_that_cannot_be_fetched_is_refused_with_the_reason(monkeypatch):
+    def fail(name, **_):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ConfigError, match=r"'owner/name' .* could not be fetched \(no route to host\)$"):
+        find_model("owner/name")
+
+
+# ---- opening
+
+
+async def test_an_engine_brings_its_tokenizer_and_stays_its_owners():
+    engine = ScriptedEngine([])
+    model = await open_model(engine, limits=Limits(max_turns=2), instruction="Reply.")
+    assert model.engine is engine
+    assert model.tokenizer is engine.tokenizer
+    assert (model.limits.max_turns, model.settings.instruction) == (2, "Reply.")
+    assert isinstance(model.dialect, XmlDialect)
+    assert model.toolbox.specs == ()
+    await model.aclose()
+    assert not engine.closed
+
+
+async def test_an_engine_without_tokenizer_needs_one():
+    class Bare(ScriptedEngine):
+        info = EngineInfo(name="scripted", vocab_size=9, context_limit=9)
+
+    engine = Bare([])
+    del engine.tokenizer
+    with pytest.raises(ConfigError, match=r"engine 'scripted' has none; pass tokenizer="):
+        await open_model(engine)
+
+
+async def test_what_is_given_wins_over_what_is_stored():
+    stored = AgentSettings(dialect="hermes", instruction="Stored.", tools=("search",), limits=Limits(max_turns=1))
+    tokenizer, echo = ByteTokenizer(), EchoTool()
+    model = await open_model(
+        ScriptedEngine([]), settings=stored, dialect=XmlDialect(), instruction="", tools=[echo], tokenizer=tokenizer
+    )
+    assert isinstance(model.dialect, XmlDialect)
+    assert model.tokenizer is tokenizer
+    assert model.settings.instruction == ""
+    assert model.limits.max_turns == 1
+    assert [spec.name for spec in model.toolbox.specs] == ["echo"]
+    plain = await open_model(ScriptedEngine([]), settings=stored, tools=[])
+    assert isinstance(plain.dialect, HermesDialect)
+    assert plain.settings.instruction == "Stored."
+
+
+async def test_a_directory_is_opened_with_the_settings_beside_it(own_directory):
+    model = await open_model(own_directory)
+    try:
+        assert model.owns_engine
+        assert model.limits.max_turns == 5
+        (segment,) = model.prompt([Message(role="user", content="?")], ())[:1]
+        assert segment.text.endswith("Of its own.\n\n")
+    finally:
+        await model.aclose()
+
+
+async def test_a_directory_without_settings_has_the_usual_ones(directory):
+    model = await open_model(directory)
+    await model.aclose()
+    assert model.settings == AgentSettings()
+
+
+async def test_damaged_settings_are_refused_with_their_file(directory):
+    (directory / "icrl.json").write_text('{"dialect": 3}')
+    with pytest.raises(DataError, match=r"icrl\.json: AgentSettings: .*dialect"):
+        await open_model(directory)
+
+
+async def test_weights_are_loaded_at_the_opening(directory):
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="mine"):
+        await open_model(directory)
+
+
+async def test_an_engine_that_was_given_is_loaded_but_not_closed():
+    engine = LocalEngine(LocalEngineConfig(model=str(BASE_DIR)), tokenizer=ByteTokenizer())
+    model = await open_model(engine)
+    await model.aclose()
+    try:
+        assert not model.owns_engine
+        reply = await engine.generate([5], SamplingParams(max_tokens=1), request_id="r")
+        assert len(reply.ids) == 1
+    finally:
+        await engine.aclose()
+
+
+# ---- tools
+
+
+async def test_unknown_tools_are_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"'serch' is not one of search.* Did you mean 'search'\?"):
+        await open_tools(AgentSettings(tools=("serch",)))
+
+
+async def test_search_needs_an_index():
+    with pytest.raises(ConfigError, match="build it with `icrl index"):
+        await open_tools(AgentSettings(tools=("search",)))
+
+
+async def test_search_opens_its_index_as_the_settings_say(index):
+    settings = AgentSettings(tools=("search",), index=str(index), hits=2, hit_separator=" | ")
+    (search,) = await open_tools(settings)
+    assert await search({"query": "Rikor"}) == "The code of Rikor is 0. | The code of Rikor is 1."
+    await search.aclose()
+
+
+async def test_an_index_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises((ConfigError, DataError), match="index"):
+        await open_tools(AgentSettings(tools=("search",), index=str(tmp_path / "none")))
+
+
+async def test_the_embedded_index_is_built_once(cache_home, monkeypatch):
+    settings = AgentSettings(tools=("search",), index=EMBEDDED, hits=1)
+    (search,) = await open_tools(settings)
+    assert isinstance(search, SearchTool)
+    before = {path: path.stat().st_mtime_ns for path in cache_home.rglob("*")}
+    await open_tools(settings)
+    assert {path: path.stat().st_mtime_ns for path in cache_home.rglob("*")} == before
+    assert [path.parent.name for path in before if path.name.startswith("embedded-")] == ["icrl"]
+
+
+async def test_a_cache_that_cannot_be_written_is_refused_with_the_fix(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cannot be written.*set XDG_CACHE_HOME"):
+        await open_tools(AgentSettings(tools=("search",), index=EMBEDDED))
+
+
+async def test_a_tool_of_the_users_own_is_imported_from_the_working_directory(tmp_path, monkeypatch):
+    source = """
+        import icrl
+
+        LIMIT = 3
+
+        @icrl.tool
+        def shout(text: str) -> str:
+            "Repeat a text loudly."
+            return text.upper()
+    """
+    (tmp_path / "my_own_tools.py").write_text(textwrap.dedent(source))
+    monkeypatch.chdir(tmp_path)
+    (shout,) = await open_tools(AgentSettings(tools=("my_own_tools:shout",)))
+    assert await shout({"text": "hi"}) == "HI"
+    await shout.aclose()
+    for name, problem in (("shuot", "Did you mean 'shout'"), ("LIMIT", "is not a tool; decorate")):
+        with pytest.raises(ConfigError, match=problem):
+            await open_tools(AgentSettings(tools=(f"my_own_tools:{name}",)))
+    with pytest.raises(ConfigError, match="tools: cannot import 'my_own_tolls'"):
+        await open_tools(AgentSettings(tools=("my_own_tolls:shout",)))
+
+
+def test_only_public_names_are_promised():
+    assert all(getattr(module, name).__doc__ for name in module.__all__)
