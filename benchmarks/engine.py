@@ -15,7 +15,8 @@ from icrl.config import load
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
-from icrl.types import Generation, SamplingParams
+from icrl.trajectory import Generation
+from icrl.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

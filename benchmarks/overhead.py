@@ -17,7 +17,8 @@ from icrl.config import load
 from icrl.runtime.engines.protocol import EngineInfo
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
-from icrl.types import Generation, SamplingParams, Task, Trajectory
+from icrl.trajectory import Generation, Trajectory
+from icrl.types import SamplingParams, Task
 
 TURNS = 3
 SENTENCE = "The river of Liror runs past the old mill and the long bridge to the sea . "

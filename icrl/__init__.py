@@ -18,21 +18,8 @@ if TYPE_CHECKING:
     from icrl.events import Event, fold
     from icrl.runtime.agent import Agent, Result
     from icrl.runtime.tools.tool import Tool, tool
-    from icrl.types import (
-        Demonstration,
-        Group,
-        Limits,
-        Message,
-        Row,
-        SamplingParams,
-        Segment,
-        Step,
-        StopReason,
-        Task,
-        ToolCall,
-        ToolResult,
-        Trajectory,
-    )
+    from icrl.trajectory import Group, Row, Segment, StopReason, Trajectory
+    from icrl.types import Demonstration, Limits, Message, SamplingParams, Step, Task, ToolCall, ToolResult
 
 __version__ = "0.1.0"
 
@@ -68,6 +55,7 @@ _HOMES = {
     "icrl.events": ("Event", "fold"),
     "icrl.runtime.agent": ("Agent", "Result"),
     "icrl.runtime.tools.tool": ("Tool", "tool"),
+    "icrl.trajectory": ("Group", "Row", "Segment", "StopReason", "Trajectory"),
 }
 
 

@@ -39,7 +39,7 @@ def names(cls: type[Any], prefix: str = "") -> Iterator[str]:
     """Iterate over the dotted names of all settings.
 
     Example:
-        >>> from icrl.types import VersionSpan
+        >>> from icrl.trajectory import VersionSpan
         >>> list(names(VersionSpan))
         ['version', 'start', 'end']
     """

@@ -18,7 +18,7 @@ run goes on); everything else is read by *people*.
       WeightSyncError                 engine and trainer no longer hold the same weights
       MissingExtraError(ImportError)  an optional dependency is absent: prints the pip command
 
-Limits (turns, tokens, deadlines) are not errors but `icrl.types.StopReason` members.
+Limits (turns, tokens, deadlines) are not errors but `icrl.trajectory.StopReason` members.
 """
 
 from __future__ import annotations

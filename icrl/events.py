@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from icrl.errors import DataError
-from icrl.types import Failure, Segment, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from icrl.trajectory import Failure, Segment, StopReason, Trajectory, Turn
+from icrl.types import Task, ToolCall, ToolResult
 
 __all__ = [
     "CallFinished",

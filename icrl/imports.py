@@ -50,7 +50,7 @@ def import_attribute(spec: str, *, setting: str) -> Any:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # TypeError: a relative name
         raise ConfigError(f"{setting}: cannot import {module_name!r}: {error}") from error
     found = getattr(module, attribute, None)
     if found is None:

@@ -21,10 +21,10 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def encode(value: Any) -> bytes:
-    """Encode a value of `icrl.types` or `icrl.events` as one line of JSON.
+    """Encode a value of `icrl.types`, `icrl.trajectory` or `icrl.events` as one line of JSON.
 
     Example:
-        >>> from icrl.types import VersionSpan
+        >>> from icrl.trajectory import VersionSpan
         >>> encode(VersionSpan(version=1, start=0, end=4))
         b'{"version":1,"start":0,"end":4}'
     """
@@ -42,7 +42,7 @@ def decode(data: bytes | str, kind: type[T]) -> T:
         DataError: The record is damaged; the message names the field.
 
     Example:
-        >>> from icrl.types import VersionSpan
+        >>> from icrl.trajectory import VersionSpan
         >>> decode('{"version":1,"start":0,"end":4}', VersionSpan).end
         4
     """

@@ -14,18 +14,8 @@ from icrl.events import (
     ToolOutput,
     TurnFinished,
 )
-from icrl.types import (
-    Failure,
-    Message,
-    Segment,
-    StopReason,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-    VersionSpan,
-)
+from icrl.trajectory import Failure, Segment, StopReason, Trajectory, Turn, VersionSpan
+from icrl.types import Message, Task, ToolCall, ToolResult
 
 texts = st.text(max_size=12)
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)

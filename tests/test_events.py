@@ -4,7 +4,8 @@ from strategies import event_streams
 
 from icrl.errors import DataError
 from icrl.events import Recording, RunFinished, RunStarted, RunStopped, TextDelta, ToolOutput, TurnFinished, fold
-from icrl.types import StopReason, Task, Trajectory
+from icrl.trajectory import StopReason, Trajectory
+from icrl.types import Task
 
 
 @given(event_streams())

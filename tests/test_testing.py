@@ -11,7 +11,8 @@ from icrl.errors import DataError, EngineError, ToolError
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.tools.tool import Tool
 from icrl.testing import ByteTokenizer, EchoTool, FailingTool, HangingTool, Request, ScriptedEngine, fake_logprob
-from icrl.types import Generation, Message, SamplingParams, ToolCall, VersionSpan
+from icrl.trajectory import Generation, VersionSpan
+from icrl.types import Message, SamplingParams, ToolCall
 
 TOKENIZER = ByteTokenizer()
 PROMPT = TOKENIZER.encode("ask")

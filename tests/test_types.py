@@ -5,21 +5,18 @@ from hypothesis import given
 from strategies import trajectories
 
 from icrl.errors import DataError
-from icrl.types import (
+from icrl.trajectory import (
     Generation,
     Group,
-    Limits,
     Row,
-    SamplingParams,
     Segment,
     StopReason,
-    Task,
-    ToolCall,
     Trajectory,
     VersionSpan,
     policy_tokens,
     shared_prefix,
 )
+from icrl.types import Limits, SamplingParams, Task, ToolCall
 
 
 def prompt(*ids, role="query"):
@@ -126,7 +123,7 @@ def test_unlawful_values_cannot_be_built_and_the_message_names_the_field(build, 
 
 
 def test_group_leaves_broken_members_out_of_the_comparison():
-    from icrl.types import Failure
+    from icrl.trajectory import Failure
 
     broken = trajectory(reason=StopReason.ERROR, error=Failure(kind="EngineError", message="gone"))
     good = trajectory(reply(1))

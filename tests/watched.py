@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from icrl.testing import ScriptedEngine
-from icrl.types import Generation, Trajectory
+from icrl.trajectory import Generation, Trajectory
 
 __all__ = ["Watched", "idle", "timeless", "tool_call", "until"]
 

@@ -25,7 +25,8 @@ from icrl.tiny import DEMONSTRATIONS, HELD_OUT
 from icrl.train.evaluate import evaluate
 from icrl.train.metrics import Evaluation
 from icrl.train.tasks import load_tasks
-from icrl.types import Demonstration, Group, SamplingParams, Task
+from icrl.trajectory import Group
+from icrl.types import Demonstration, SamplingParams, Task
 from icrl.wire import encode
 
 __all__ = ["EvalCommand", "main"]

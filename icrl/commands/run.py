@@ -17,7 +17,8 @@ from icrl.config import load
 from icrl.events import Event, RunFinished, RunStarted, TextDelta, ToolOutput
 from icrl.runtime.agent import Agent
 from icrl.tiny import DEMONSTRATIONS
-from icrl.types import SamplingParams, Segment, Trajectory
+from icrl.trajectory import Segment, Trajectory
+from icrl.types import SamplingParams
 from icrl.wire import encode
 
 __all__ = ["RunCommand", "main"]

@@ -24,7 +24,8 @@ from icrl.runtime.model import Model, open_model
 from icrl.runtime.run import Run
 from icrl.runtime.tools.tool import Tool
 from icrl.tokenizer import Tokenizer
-from icrl.types import Demonstration, Limits, Message, SamplingParams, Segment, Task, Trajectory
+from icrl.trajectory import Segment, Trajectory
+from icrl.types import Demonstration, Limits, Message, SamplingParams, Task
 
 __all__ = ["Agent", "Result"]
 

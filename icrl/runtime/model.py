@@ -18,7 +18,8 @@ from icrl.runtime.settings import EMBEDDED, AgentSettings
 from icrl.runtime.tools.tool import Tool
 from icrl.runtime.tools.toolbox import Toolbox
 from icrl.tokenizer import ChatTokenizer, Tokenizer
-from icrl.types import Demonstration, Limits, Message, Segment
+from icrl.trajectory import Segment
+from icrl.types import Demonstration, Limits, Message
 
 __all__ = ["Model", "find_model", "open_model", "open_tools"]
 

@@ -15,7 +15,8 @@ from typing import Protocol
 from icrl.runtime.agent import Agent
 from icrl.runtime.run import Run
 from icrl.seeds import seed_for
-from icrl.types import Demonstration, Group, SamplingParams, Segment, StopReason, Task, Trajectory
+from icrl.trajectory import Group, Segment, StopReason, Trajectory
+from icrl.types import Demonstration, SamplingParams, Task
 
 __all__ = ["Plan", "Rollout", "Score", "Scored"]
 

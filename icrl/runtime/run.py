@@ -33,20 +33,8 @@ from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.tools.toolbox import Toolbox
 from icrl.seeds import seed_for
 from icrl.tokenizer import TextStream, Tokenizer
-from icrl.types import (
-    Failure,
-    Generation,
-    Limits,
-    SamplingParams,
-    Segment,
-    StopReason,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-    shared_prefix,
-)
+from icrl.trajectory import Failure, Generation, Segment, StopReason, Trajectory, Turn, shared_prefix
+from icrl.types import Limits, SamplingParams, Task, ToolCall, ToolResult
 
 __all__ = ["Run"]
 
@@ -144,7 +132,7 @@ class Run:
             generation, reply = await self._sample(room)
             ended = self._ended(generation, reply)
             if ended is not None:
-                return ended, reply.answer
+                return ended, reply.answer if ended is StopReason.ANSWER else None
             if not await self._observe(reply.calls):
                 return self._stop_reason or self._exhausted(), None
 
@@ -231,11 +219,9 @@ class Run:
             return StopReason.ABORTED
         if reply.calls:
             return self._too_many() if self._room() > 0 else self._exhausted()
-        if reply.answer is not None:
-            return StopReason.ANSWER
-        if generation.finish_reason == "length":
+        if generation.finish_reason == "length":  # whatever looks like an answer was cut off
             return StopReason.MAX_TOKENS if self._room() > 0 else self._exhausted()
-        return StopReason.END_OF_TURN
+        return StopReason.END_OF_TURN if reply.answer is None else StopReason.ANSWER
 
     def _too_many(self) -> StopReason | None:
         made = sum(len(segment.calls) for segment in self.recording.segments)

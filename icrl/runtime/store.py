@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from icrl.errors import DataError
-from icrl.types import Trajectory
+from icrl.trajectory import Trajectory
 from icrl.wire import decode, encode
 
 __all__ = ["TrajectoryStore", "read_trajectories"]

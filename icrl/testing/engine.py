@@ -13,7 +13,8 @@ from icrl.errors import EngineError
 from icrl.runtime.engines.protocol import EngineInfo, OnDelta, check_request
 from icrl.testing.tokenizer import ByteTokenizer
 from icrl.tokenizer import Tokenizer
-from icrl.types import FinishReason, Generation, SamplingParams, VersionSpan
+from icrl.trajectory import FinishReason, Generation, VersionSpan
+from icrl.types import SamplingParams
 
 __all__ = ["Request", "ScriptedEngine", "fake_logprob"]
 

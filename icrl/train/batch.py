@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from icrl.types import Row
+from icrl.trajectory import Row
 
 __all__ = ["batch_of", "padded"]
 

@@ -15,7 +15,8 @@ from icrl.seeds import seed_for
 from icrl.train.metrics import Evaluation
 from icrl.train.rewards import QuestionReward, checked, f1
 from icrl.train.statistics import mean_interval
-from icrl.types import Demonstration, Group, SamplingParams, Task, Trajectory
+from icrl.trajectory import Group, Trajectory
+from icrl.types import Demonstration, SamplingParams, Task
 
 __all__ = ["called", "evaluate"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from icrl.train.metrics import StepMetrics
 from icrl.train.summary import Report, RunFacts
-from icrl.types import Trajectory
+from icrl.trajectory import Trajectory
 
 __all__ = ["page"]
 

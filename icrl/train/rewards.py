@@ -21,7 +21,8 @@ from typing import Any, Protocol
 
 from icrl.errors import ConfigError, DataError, RewardError
 from icrl.imports import import_attribute
-from icrl.types import Segment, StopReason, Task, Trajectory
+from icrl.trajectory import Segment, StopReason, Trajectory
+from icrl.types import Task
 
 __all__ = ["QuestionReward", "Reward", "Score", "checked", "exact_match", "f1", "load_reward", "normalize"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from icrl.types import Group, MaskPolicy, Row, Trajectory, policy_tokens
+from icrl.trajectory import Group, MaskPolicy, Row, Trajectory, policy_tokens
 
 __all__ = ["AdvantageScale", "advantages", "rows_of"]
 

@@ -31,7 +31,8 @@ from icrl.train.summary import RunFacts
 from icrl.train.sync import merged_weights
 from icrl.train.tasks import TaskSampler
 from icrl.train.trainer import AfterStep, RolloutTrainer, build_trainer
-from icrl.types import Group, SamplingParams
+from icrl.trajectory import Group
+from icrl.types import SamplingParams
 
 __all__ = ["Session", "View", "open_session"]
 

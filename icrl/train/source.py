@@ -27,7 +27,8 @@ from icrl.train.metrics import MetricsLog, StepMetrics
 from icrl.train.rows import rows_of
 from icrl.train.tasks import TaskSampler
 from icrl.train.variance import VarianceMonitor
-from icrl.types import Demonstration, Group, Row, Task
+from icrl.trajectory import Group, Row
+from icrl.types import Demonstration, Task
 
 __all__ = ["Interrupted", "RolloutSource"]
 

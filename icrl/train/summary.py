@@ -9,7 +9,7 @@ from importlib import metadata
 from math import fsum
 
 from icrl.train.metrics import EvaluationPoint, StepMetrics
-from icrl.types import Trajectory
+from icrl.trajectory import Trajectory
 
 __all__ = ["Report", "RunFacts", "summarize"]
 

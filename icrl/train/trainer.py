@@ -24,7 +24,7 @@ from icrl.train.batch import batch_of
 from icrl.train.config import LoraConfig, TrainConfig
 from icrl.train.curriculum import Stages
 from icrl.train.logprobs import can_share_prefix, shared_prefix_logprobs
-from icrl.types import Row, StopReason
+from icrl.trajectory import Row, StopReason
 
 __all__ = ["AfterStep", "RolloutTrainer", "RowSource", "build_trainer", "trainer_arguments"]
 

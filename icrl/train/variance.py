@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from icrl.types import Group, StopReason
+from icrl.trajectory import Group, StopReason
 
 __all__ = ["VarianceMonitor"]
 
@@ -22,7 +22,8 @@ class VarianceMonitor:
         patience: Groups to see before a part is called inert.
 
     Example:
-        >>> from icrl.types import Task, Trajectory
+        >>> from icrl.trajectory import Trajectory
+        >>> from icrl.types import Task
         >>> def group(query):
         ...     t = Trajectory(id=query, task=Task(query=query), segments=(), stop_reason=StopReason.ANSWER)
         ...     return Group(task=t.task, trajectories=(t, t), rewards=(1.0, 1.0), components=({"form": 1.0},) * 2)

@@ -7,7 +7,7 @@ from icrl.commands.run import main
 from icrl.errors import ConfigError
 from icrl.runtime.agent import Agent
 from icrl.testing import EchoTool, ScriptedEngine
-from icrl.types import Role, StopReason, Trajectory
+from icrl.trajectory import Role, StopReason, Trajectory
 from icrl.wire import decode
 
 SCRIPT = ["<echo> hi [bold] </echo>", "<answer> done </answer>"]

@@ -14,7 +14,8 @@ from icrl.runtime.agent import Agent
 from icrl.runtime.engines.local import LocalEngine
 from icrl.testing import EchoTool, ScriptedEngine
 from icrl.tiny import BASE_DIR
-from icrl.types import Demonstration, Limits, Message, SamplingParams, StopReason, Task
+from icrl.trajectory import StopReason
+from icrl.types import Demonstration, Limits, Message, SamplingParams, Task
 
 ANSWER = "<answer> done </answer>"
 

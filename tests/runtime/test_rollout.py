@@ -14,7 +14,8 @@ from icrl.runtime.agent import Agent
 from icrl.runtime.rollout import Plan, Rollout
 from icrl.seeds import seed_for
 from icrl.testing import FailingTool, ScriptedEngine
-from icrl.types import Demonstration, Group, SamplingParams, StopReason, Task, Trajectory
+from icrl.trajectory import Group, StopReason, Trajectory
+from icrl.types import Demonstration, SamplingParams, Task
 
 DEMO = Demonstration(query="1 + 1?", answer="2")
 

@@ -15,7 +15,8 @@ from icrl.runtime import run as module
 from icrl.runtime.agent import Agent
 from icrl.runtime.tools.tool import Tool, ToolPolicy, tool
 from icrl.testing import ByteTokenizer, EchoTool, FailingTool, HangingTool, ScriptedEngine, fake_logprob
-from icrl.types import Limits, SamplingParams, StopReason, Trajectory
+from icrl.trajectory import StopReason, Trajectory
+from icrl.types import Limits, SamplingParams
 
 BYTES = ByteTokenizer()
 ANSWER = "<answer> done </answer>"

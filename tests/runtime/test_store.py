@@ -9,7 +9,8 @@ from strategies import trajectories
 
 from icrl.errors import DataError
 from icrl.runtime.store import TrajectoryStore, read_trajectories
-from icrl.types import Segment, StopReason, Task, Trajectory
+from icrl.trajectory import Segment, StopReason, Trajectory
+from icrl.types import Task
 
 PROMPT = Segment(source="prompt", role="query", ids=(1, 2), text="q")
 FULL = Path("/dev/full")

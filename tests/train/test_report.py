@@ -13,7 +13,8 @@ from icrl.train.metrics import Evaluation, EvaluationLog, EvaluationPoint, Metri
 from icrl.train.page import page
 from icrl.train.report import RunFacts, write_report
 from icrl.train.summary import summarize
-from icrl.types import Segment, StopReason, Task, Trajectory
+from icrl.trajectory import Segment, StopReason, Trajectory
+from icrl.types import Task
 
 FACTS = RunFacts(seed=3, schedule="3:4,0:2", startup_s=2.0, next_commands=("icrl run 'q' --model runs/x",))
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from icrl.errors import ConfigError, DataError, RewardError
 from icrl.train.rewards import QuestionReward, Score, checked, exact_match, f1, load_reward, normalize
-from icrl.types import Failure, Segment, StopReason, Task, Trajectory
+from icrl.trajectory import Failure, Segment, StopReason, Trajectory
+from icrl.types import Task
 
 TASK = Task(query="code of Rikor?", answers=("113",))
 

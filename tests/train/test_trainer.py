@@ -9,7 +9,7 @@ import torch
 from icrl.tiny import BASE_DIR
 from icrl.train.config import LoraConfig, LossConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from icrl.train.trainer import AfterStep, build_trainer
-from icrl.types import Row, StopReason
+from icrl.trajectory import Row, StopReason
 
 PROMPTS, GROUP = 2, 4
 

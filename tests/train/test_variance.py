@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from icrl.train.variance import VarianceMonitor
-from icrl.types import Failure, Group, StopReason, Task, Trajectory
+from icrl.trajectory import Failure, Group, StopReason, Trajectory
+from icrl.types import Task
 
 
 def group(query: str, *components: dict[str, float], broken: tuple[int, ...] = ()) -> Group:

@@ -16,7 +16,8 @@ from icrl.runtime.dialects.protocol import Reply
 from icrl.runtime.dialects.segments import conversation, observation, prompt_segments, separator
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tokenizer import Rendered, Tokenizer
-from icrl.types import Demonstration, Message, Role, Segment, ToolCall, ToolResult
+from icrl.trajectory import Role, Segment
+from icrl.types import Demonstration, Message, ToolCall, ToolResult
 
 __all__ = ["HermesDialect"]
 

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tokenizer import Tokenizer
-from icrl.types import Demonstration, Message, Segment, ToolCall, ToolResult
+from icrl.trajectory import Segment
+from icrl.types import Demonstration, Message, ToolCall, ToolResult
 
 __all__ = ["Dialect", "Parser", "Piece", "PieceKind", "Reply"]
 

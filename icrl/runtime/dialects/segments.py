@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from icrl.errors import DataError
 from icrl.tokenizer import Rendered, Special, Tokenizer
-from icrl.types import Message, Role, Segment, ToolResult
+from icrl.trajectory import Role, Segment
+from icrl.types import Message, ToolResult
 
 __all__ = ["after_turn", "conversation", "observation", "prompt_segments", "separator"]
 

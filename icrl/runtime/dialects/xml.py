@@ -23,7 +23,8 @@ from icrl.runtime.dialects.xml_text import (
 )
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tokenizer import Rendered, Tokenizer
-from icrl.types import Demonstration, Message, Role, Segment, ToolCall, ToolResult
+from icrl.trajectory import Role, Segment
+from icrl.types import Demonstration, Message, ToolCall, ToolResult
 
 __all__ = ["XmlDialect"]
 

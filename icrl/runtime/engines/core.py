@@ -17,7 +17,8 @@ from icrl.runtime.engines.protocol import EngineInfo
 from icrl.runtime.engines.request import Prefix, Request
 from icrl.runtime.engines.sampling import Draw, as_seeds, sample
 from icrl.runtime.engines.slots import ALIGNMENT, SlotStore
-from icrl.types import FinishReason, SamplingParams
+from icrl.trajectory import FinishReason
+from icrl.types import SamplingParams
 
 __all__ = ["Core"]
 

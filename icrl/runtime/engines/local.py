@@ -15,7 +15,8 @@ from icrl.errors import ConfigError, EngineError, nearest
 from icrl.runtime.engines.architecture import read_info
 from icrl.runtime.engines.protocol import EngineInfo, OnDelta, check_request
 from icrl.runtime.engines.worker import Answer, Worker
-from icrl.types import Generation, SamplingParams
+from icrl.trajectory import Generation
+from icrl.types import SamplingParams
 
 if TYPE_CHECKING:
     from icrl.runtime.engines.core import Core

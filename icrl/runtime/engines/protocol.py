@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from icrl.errors import EngineError
-from icrl.types import Generation, SamplingParams
+from icrl.trajectory import Generation
+from icrl.types import SamplingParams
 
 __all__ = ["Engine", "EngineInfo", "OnDelta", "WeightSink", "check_request"]
 

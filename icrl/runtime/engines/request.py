@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from icrl.runtime.engines.stop import StopStrings
-from icrl.types import FinishReason, Generation, SamplingParams, VersionSpan
+from icrl.trajectory import FinishReason, Generation, VersionSpan
+from icrl.types import SamplingParams
 
 __all__ = ["Parked", "Prefix", "Request"]
 

@@ -11,7 +11,8 @@ from icrl.errors import ConfigError, DataError
 from icrl.runtime.dialects.hermes import HermesDialect
 from icrl.runtime.dialects.hermes_template import function_schema
 from icrl.runtime.tools.tool import ToolSpec
-from icrl.types import Demonstration, Message, Segment, Step, Task, ToolCall, ToolResult, Trajectory
+from icrl.trajectory import Segment, Trajectory
+from icrl.types import Demonstration, Message, Step, Task, ToolCall, ToolResult
 
 HERMES = HermesDialect()
 SEARCH = ToolSpec(

@@ -9,7 +9,8 @@ from icrl.runtime.dialects.xml import XmlDialect
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
-from icrl.types import Demonstration, Message, Segment, Step, Task, ToolCall, ToolResult, Trajectory
+from icrl.trajectory import Segment, Trajectory
+from icrl.types import Demonstration, Message, Step, Task, ToolCall, ToolResult
 
 TINY = ChatTokenizer.load(BASE_DIR)
 XML = XmlDialect()

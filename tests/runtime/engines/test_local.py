@@ -13,7 +13,8 @@ from icrl.errors import ConfigError, EngineError, WeightSyncError
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.engines.sampling import as_seeds, uniforms
-from icrl.types import Generation, SamplingParams, VersionSpan
+from icrl.trajectory import Generation, VersionSpan
+from icrl.types import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
