@@ -19,7 +19,7 @@ def only(kind: str, *, sums: float = 0.2) -> Mixture:
 
 @pytest.fixture(scope="module")
 def sample() -> list[str]:
-    return [text for i, p in enumerate(PHASES) for text in islice(documents(Random(i), p.mixture), 6000)]
+    return [text for i, p in enumerate(PHASES) for text in islice(documents(Random(i), p.mixture), 3000)]
 
 
 @pytest.mark.parametrize("word", RESERVED)

@@ -95,9 +95,9 @@ def test_main_prints_a_row_for_each_number_of_shots(monkeypatch, capsys):
     assert lines[4] == "fit for training"
 
 
-def test_shipped_base_imitates_but_does_not_invent():
-    model, tokenizer = load(BASE_DIR), Tokenizer.from_file(str(BASE_DIR / "tokenizer.json"))
-    alone = probe.probe(model, tokenizer, WORLD, shots=0, questions=40, samples=1)
-    shown = probe.probe(model, tokenizer, WORLD, shots=3, questions=16, samples=1, temperature=0)
+def test_shipped_base_imitates_but_does_not_invent(tokenizer: Tokenizer):
+    model = load(BASE_DIR)
+    alone = probe.probe(model, tokenizer, WORLD, shots=0, questions=16, samples=1)
+    shown = probe.probe(model, tokenizer, WORLD, shots=3, questions=8, samples=1, temperature=0)
     assert alone.form == alone.exact == 0
     assert shown.form > 0.5

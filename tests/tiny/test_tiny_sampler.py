@@ -4,22 +4,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from icrl.tiny import BASE_DIR
-from icrl.tiny.checkpoint import load
-from icrl.tiny.model import TinyQwen2
+from icrl.tiny.model import ModelConfig, TinyQwen2
 from icrl.tiny.sampler import Episode, sample_episodes
 
 PROMPTS = ["<look> Rikor </look>\n<look> Rikor", "Bagan Bagar Bagex Bagan Bagar", "Q: 1 2 3 4 1 2 3"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.from_file(str(BASE_DIR / "tokenizer.json"))
-
-
-@pytest.fixture(scope="module")
-def model() -> TinyQwen2:
-    return load(BASE_DIR).eval()
+def model(tokenizer: Tokenizer) -> TinyQwen2:
+    """A model that has seen no data and goes on as its prompt did before: the hand-built induction head."""
+    torch.manual_seed(0)
+    model = TinyQwen2(ModelConfig(vocab_size=tokenizer.get_vocab_size(), layers=2))
+    model.induction_init()
+    return model
 
 
 def write(model, tokenizer, prompts, *, answer=lambda text: "", temperature=0.0, seed=0, stop="</look>", max_tokens=12):
