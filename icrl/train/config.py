@@ -226,7 +226,8 @@ class TrainConfig:
     def warnings(self) -> list[str]:
         """Say what is allowed but known to fail."""
         found = []
-        if self.dialect == "xml" and self.instruction is not None and "<answer>" not in self.instruction:
+        told = self.instruction is None or "{tags}" in self.instruction or "<answer>" in self.instruction
+        if self.dialect == "xml" and not told:
             found.append("instruction: it does not name the tags; a model trained so answers with examples only")
         if self.loss.advantage == "std" and self.reward == QUESTION_REWARD and self.weights.format > 0:
             found.append(

@@ -15,6 +15,7 @@ from icrl.cli import main
 from icrl.errors import ConfigError
 from icrl.tiny import BASE_DIR, HELD_OUT
 from icrl.train.__main__ import main as train
+from icrl.train.config import LossConfig, TrainConfig
 from icrl.train.metrics import MetricsLog
 from icrl.train.tasks import load_tasks
 
@@ -242,6 +243,20 @@ def test_dry_run_prints_the_settings_and_writes_nothing(tmp_path, capfd):
 
 def test_shipped_settings_are_those_of_the_default_run():
     from icrl.runtime.settings import AgentSettings
-    from icrl.train.config import TrainConfig
 
     assert AgentSettings.load(BASE_DIR) == TrainConfig().settings()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"instruction": "Use {tags}."}, None),
+        ({"instruction": "Answer the question."}, "instruction: it does not name the tags"),
+        ({"loss": LossConfig(advantage="std")}, "loss.advantage: dividing"),
+        ({"model": "some/model"}, "limits: 96 response tokens"),
+    ],
+)
+def test_known_traps_are_warned_about(changes, words):
+    warnings = TrainConfig(**changes).warnings()
+    assert warnings == [] if words is None else any(w.startswith(words) for w in warnings)
