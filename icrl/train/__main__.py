@@ -15,7 +15,9 @@ from rich.console import Console
 from icrl.config import dump, load
 from icrl.errors import ConfigError
 from icrl.imports import require
+from icrl.runtime.model import find_model
 from icrl.train.config import TrainConfig
+from icrl.train.data import Data, load_data
 
 if TYPE_CHECKING:
     from icrl.train.summary import Report
@@ -41,8 +43,10 @@ def main(argv: Sequence[str]) -> None:
         dump(config, Path("/dev/stdout"))
         return
     require(*NEEDED, extra="train")
-    directory = _prepare(config)
-    _train(config, directory)
+    # Whatever can be wrong with the input is found before anything is written.
+    find_model(config.model)
+    data = load_data(config)
+    _train(config, _prepare(config), data)
 
 
 def _resumed(given: TrainConfig, argv: Sequence[str]) -> TrainConfig:
@@ -72,7 +76,7 @@ def _prepare(config: TrainConfig) -> Path:
     return directory
 
 
-def _train(config: TrainConfig, directory: Path) -> None:
+def _train(config: TrainConfig, directory: Path, data: Data) -> None:
     from icrl.train.clock import process_age_s
     from icrl.train.curriculum import Stages
     from icrl.train.live import LiveView
@@ -83,7 +87,7 @@ def _train(config: TrainConfig, directory: Path) -> None:
     console.print(f"writing to {directory}", soft_wrap=True)
     curriculum = Stages(config.schedule, promote_at=config.promote_at, window=config.promote_window)
     view = LiveView(curriculum, console=console)
-    with open_session(config, directory, curriculum, view) as session:
+    with open_session(config, directory, data, curriculum, view) as session:
         startup_s = process_age_s()
         with view:
             if session.checkpoint is None:

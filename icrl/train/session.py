@@ -21,7 +21,7 @@ from icrl.tokenizer import ChatTokenizer
 from icrl.train.checkpoint import RunState, checkpoint_directory, latest_checkpoint, load_state
 from icrl.train.config import QUESTION_REWARD, TrainConfig
 from icrl.train.curriculum import Stages
-from icrl.train.data import Data, load_data
+from icrl.train.data import Data
 from icrl.train.evaluate import evaluate
 from icrl.train.interrupt import on_interrupt
 from icrl.train.metrics import Evaluation, EvaluationLog, EvaluationPoint, MetricsLog, StepMetrics
@@ -157,12 +157,13 @@ class Session:
 
 
 @contextmanager
-def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view: View) -> Iterator[Session]:
+def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: Stages, view: View) -> Iterator[Session]:
     """Open everything that a run needs, and close it again.
 
     Args:
         config: What to do.
         directory: The run directory.
+        data: Tasks and demonstrations.
         curriculum: Its curriculum; restored here when the run is resumed.
         view: Whoever watches.
 
@@ -171,7 +172,6 @@ def open_session(config: TrainConfig, directory: Path, curriculum: Stages, view:
         DataError: Tasks or demonstrations are wrong.
         CheckpointError: There is nothing to resume from.
     """
-    data = load_data(config)
     checkpoint = latest_checkpoint(directory) if config.resume is not None else None
     state = load_state(checkpoint) if checkpoint else None
     if state is not None:

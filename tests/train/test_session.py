@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from icrl.cli import main
-from icrl.errors import ConfigError
+from icrl.errors import ConfigError, DataError
 from icrl.tiny import BASE_DIR, HELD_OUT
 from icrl.train.__main__ import main as train
 from icrl.train.config import LossConfig, TrainConfig
@@ -227,6 +227,10 @@ def test_own_tasks_need_an_index_and_answers(tmp_path):
     tasks.write_text('{"question": "q", "answers": ["a"]}\n')
     with pytest.raises(ConfigError, match="index: your own --tasks"):
         train([f"--tasks={tasks}", f"--output-dir={tmp_path / 'run'}"])
+    tasks.write_text('{"question": "q"}\n')
+    with pytest.raises(DataError, match=r"tasks\.jsonl:1: answers: is missing"):
+        train([f"--tasks={tasks}", "--index=out", f"--output-dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_directory_with_a_run_is_not_overwritten(tmp_path):
