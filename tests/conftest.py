@@ -68,6 +68,8 @@ def blockbuster() -> Iterator[BlockBuster]:
         guard.functions["io.TextIOWrapper.read"].can_block_in("icrl/runtime/engines/architecture.py", "read_info")
         # The worker answers its last command and returns at once; there is nothing to wait for but the thread's end.
         guard.functions["threading.Lock.acquire"].can_block_in("icrl/runtime/engines/worker.py", "close")
+        # Under --cov, the tracer takes a lock of its own in whatever thread it begins to trace.
+        guard.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", "lock_data")
         yield guard
 
 
