@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from icrl.errors import DataError
 from icrl.trajectory import Row
 
 __all__ = ["batch_of", "padded"]
@@ -27,6 +28,9 @@ def batch_of(rows: Sequence[Row], *, pad_id: int, multiple_of: int = 1, device: 
     Returns:
         `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`, `tool_mask`,
         `old_per_token_logps` [B, C]; `advantages`, `shared_prefix` [B]; `num_items_in_batch` [].
+
+    Raises:
+        DataError: A row has no advantage.
     """
     rows = padded(rows, multiple_of)
     prompts = [row.token_ids[: row.prompt_length] for row in rows]
@@ -43,11 +47,17 @@ def batch_of(rows: Sequence[Row], *, pad_id: int, multiple_of: int = 1, device: 
             "completion_mask": _right([[1] * len(c) for c in completions], 0, torch.long),
             "tool_mask": tool_mask_BC,
             "old_per_token_logps": _right(logprobs, 0.0, torch.float32),
-            "advantages": torch.tensor([row.advantage or 0.0 for row in rows], dtype=torch.float32),
+            "advantages": torch.tensor([_advantage(row) for row in rows], dtype=torch.float32),
             "shared_prefix": torch.tensor([row.shared_prefix for row in rows]),
             "num_items_in_batch": tool_mask_BC.sum(),
         }.items()
     }
+
+
+def _advantage(row: Row) -> float:
+    if row.advantage is None:
+        raise DataError(f"Row.advantage: is missing in trajectory {row.trajectory_id!r}; compute it before batching")
+    return row.advantage
 
 
 def padded(rows: Sequence[Row], multiple_of: int) -> list[Row]:

@@ -14,7 +14,7 @@ from icrl.runtime.rollout import Plan, Rollout
 from icrl.seeds import seed_for
 from icrl.train.metrics import Evaluation
 from icrl.train.rewards import QuestionReward, checked, f1
-from icrl.train.statistics import mean_interval
+from icrl.train.statistics import mean, mean_interval
 from icrl.trajectory import Group, Trajectory
 from icrl.types import Demonstration, SamplingParams, Task
 
@@ -66,20 +66,20 @@ async def evaluate(
 
 def _count(groups: Sequence[Group], samples: int, shots: int, wall_s: float) -> Evaluation:
     trajectories = [t for group in groups for t in group.trajectories]
-    matches = [_mean([part.get("em", 0.0) for part in group.components]) for group in groups]
-    overlaps = [_mean([f1(t.answer, group.task.answers) for t in group.trajectories]) for group in groups]
+    matches = [mean([part.get("em", 0.0) for part in group.components]) for group in groups]
+    overlaps = [mean([f1(t.answer, group.task.answers) for t in group.trajectories]) for group in groups]
     return Evaluation(
         tasks=len(groups),
         samples=samples,
         shots=shots,
-        em=_mean(matches),
+        em=mean(matches),
         em_interval=mean_interval(matches),
-        f1=_mean(overlaps),
+        f1=mean(overlaps),
         f1_interval=mean_interval(overlaps),
-        format_rate=_mean([part.get("format", 0.0) for group in groups for part in group.components]),
-        valid_call_rate=_mean([float(called(t)) for t in trajectories]),
-        calls=_mean([float(len(t.calls)) for t in trajectories]),
-        response_tokens=_mean([float(len(t.ids) - t.prompt_length) for t in trajectories]),
+        format_rate=mean([part.get("format", 0.0) for group in groups for part in group.components]),
+        valid_call_rate=mean([float(called(t)) for t in trajectories]),
+        calls=mean([float(len(t.calls)) for t in trajectories]),
+        response_tokens=mean([float(len(t.ids) - t.prompt_length) for t in trajectories]),
         errors=sum(t.error is not None for t in trajectories),
         wall_s=wall_s,
         stop_reasons=dict(Counter(str(t.stop_reason) for t in trajectories).most_common()),
@@ -89,7 +89,3 @@ def _count(groups: Sequence[Group], samples: int, shots: int, wall_s: float) -> 
 def called(trajectory: Trajectory) -> bool:
     """Tell whether a tool answered at least one call without error."""
     return any(result.error is None for result in trajectory.results)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from icrl.train.metrics import StepMetrics
+from icrl.train.statistics import mean
 from icrl.train.summary import Report, RunFacts
 from icrl.trajectory import Trajectory
 
@@ -72,12 +73,12 @@ def _stages(metrics: Sequence[StepMetrics]) -> str:
         rows.append(
             (
                 str(stage + 1),
-                f"{_mean(m.shots for m in steps):.2g}",
+                f"{mean([m.shots for m in steps]):.2g}",
                 f"{steps[0].step}–{steps[-1].step}",
-                f"{_mean(m.reward for m in tail):.3f}",
-                "" if tail[-1].em is None else f"{_mean(m.em or 0.0 for m in tail):.3f}",
-                f"{_mean(m.valid_call_rate for m in tail):.2f}",
-                f"{_mean(m.response_tokens for m in tail):.0f}",
+                f"{mean([m.reward for m in tail]):.3f}",
+                "" if tail[-1].em is None else f"{mean([m.em or 0.0 for m in tail]):.3f}",
+                f"{mean([m.valid_call_rate for m in tail]):.2f}",
+                f"{mean([m.response_tokens for m in tail]):.0f}",
                 f"{sum(m.step_s for m in steps):.1f}",
             )
         )
@@ -120,8 +121,3 @@ def _fence(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)

@@ -25,6 +25,7 @@ from icrl.train.curriculum import Stages
 from icrl.train.evaluate import called
 from icrl.train.metrics import MetricsLog, StepMetrics
 from icrl.train.rows import rows_of
+from icrl.train.statistics import mean
 from icrl.train.tasks import TaskSampler
 from icrl.train.variance import VarianceMonitor
 from icrl.trajectory import Group, Row
@@ -80,6 +81,8 @@ class RolloutSource:
         Raises:
             Interrupted: Ctrl-C arrived; the trajectories made so far are stored as aborted.
         """
+        if self.interrupted:  # between two steps, say during an evaluation
+            raise Interrupted
         self.sync(model, version=step - 1)
         started = time.monotonic()
         groups = self.portal.call(self.rollout.collect, self._plans(step))
@@ -139,12 +142,12 @@ class RolloutSource:
         return StepMetrics(
             step=step,
             stage=self.curriculum.stage,
-            shots=_mean([float(t.shots) for t in trajectories]),
-            reward=_mean([reward for group in groups for reward in group.rewards]),
-            components={name: _mean([part.get(name, 0.0) for part in parts]) for name in sorted(names)},
-            valid_call_rate=_mean([float(called(t)) for t in trajectories]),
-            calls_per_trajectory=_mean([float(len(t.calls)) for t in trajectories]),
-            response_tokens=_mean([float(len(t.ids) - t.prompt_length) for t in trajectories]),
+            shots=mean([float(t.shots) for t in trajectories]),
+            reward=mean([reward for group in groups for reward in group.rewards]),
+            components={name: mean([part.get(name, 0.0) for part in parts]) for name in sorted(names)},
+            valid_call_rate=mean([float(called(t)) for t in trajectories]),
+            calls_per_trajectory=mean([float(len(t.calls)) for t in trajectories]),
+            response_tokens=mean([float(len(t.ids) - t.prompt_length) for t in trajectories]),
             sampled_tokens=sampled,
             informative_groups=sum(group.informative for group in groups),
             generate_s=generate_s,
@@ -187,8 +190,4 @@ def _success(groups: Sequence[Group]) -> float:
     pairs = [
         part.get("em", reward) for group in groups for part, reward in zip(group.components, group.rewards, strict=True)
     ]
-    return _mean(pairs)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return mean(pairs)

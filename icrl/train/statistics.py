@@ -21,6 +21,16 @@ _STUDENT = (
 """97.5 % quantiles of Student's distribution for 1 to 30 degrees of freedom."""
 
 
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; 0 where there are no values, as of a rate of which nothing was counted.
+
+    Example:
+        >>> mean([1.0, 0.0]), mean([])
+        (0.5, 0.0)
+    """
+    return sum(values) / len(values) if values else 0.0
+
+
 def wilson_interval(successes: float, n: int, *, level: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion; unlike the bootstrap's, it has a width at 0 and 1 too.
 

@@ -264,3 +264,21 @@ def test_shipped_settings_are_those_of_the_default_run():
 def test_known_traps_are_warned_about(changes, words):
     warnings = TrainConfig(**changes).warnings()
     assert warnings == [] if words is None else any(w.startswith(words) for w in warnings)
+
+
+def test_an_interrupt_during_an_interim_evaluation_starts_no_further_step(tmp_path, monkeypatch):
+    from icrl.train.session import Session
+
+    run = tmp_path / "run"
+    original = Session.evaluate
+
+    def interrupted(self, tasks):
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, tasks)
+
+    monkeypatch.setattr(Session, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train([*SMALL, "--schedule=3:4", f"--output-dir={run}"])
+    assert {name.split("/")[0] for name, _ in sequences(run)} == {"1", "2"}
+    assert (run / "checkpoints" / "checkpoint-2" / "icrl.json").exists()

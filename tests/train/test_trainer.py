@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from icrl.errors import DataError
 from icrl.tiny import BASE_DIR
+from icrl.train.batch import batch_of
 from icrl.train.config import LoraConfig, LossConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from icrl.train.trainer import AfterStep, build_trainer
 from icrl.trajectory import Row, StopReason
@@ -263,3 +265,9 @@ def test_checkpoints_carry_the_source_state(tmp_path, base):
     trainer.save_now()
     trainer.save_now()
     assert source.saved == [2]
+
+
+def test_a_row_without_an_advantage_is_refused():
+    row = replace(make_rows()[0], advantage=None)
+    with pytest.raises(DataError, match=r"Row\.advantage: is missing in trajectory 't'"):
+        batch_of([row], pad_id=0, device=torch.device("cpu"))
