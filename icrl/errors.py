@@ -12,6 +12,7 @@ run goes on); everything else is read by *people*.
         ToolNotFound                  the model named a tool that is not there
         ToolArgumentError             the model's arguments do not fit the schema
         ToolBusy                      the tool's queue is full
+        ToolUnavailable               what it depends on does not answer now; the same call may succeed later
       SandboxError                    isolation broke: never shown to the model, never trained on
       RewardError                     a reward function failed or returned something that is not a finite number
       CheckpointError                 a checkpoint is missing, damaged or from another run
@@ -40,6 +41,7 @@ __all__ = [
     "ToolError",
     "ToolNotFound",
     "ToolTimeout",
+    "ToolUnavailable",
     "WeightSyncError",
     "nearest",
 ]
@@ -108,6 +110,23 @@ class ToolArgumentError(ToolError):
 
 class ToolBusy(ToolError):
     """A tool's queue is full; the call was refused at once instead of waiting."""
+
+
+class ToolUnavailable(ToolError):
+    """What a tool depends on does not answer now; the same call may succeed later.
+
+    Args:
+        message: What the model reads.
+        retry_after_s: Seconds after which trying again makes sense, where the other side said so.
+
+    Example:
+        >>> ToolUnavailable("the search service is down", retry_after_s=2.0).retry_after_s
+        2.0
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class SandboxError(IcrlError):

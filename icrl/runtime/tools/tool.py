@@ -69,6 +69,15 @@ class ToolPolicy:
     """Calls that run at once."""
     max_queue: int = 4096
     """Calls that may wait for a slot; further ones are refused with `ToolBusy`."""
+    calls_per_s: float | None = None
+    """Calls started in a second at most; `None` for no bound. A call waits for its turn within its timeout."""
+    retries: int = 0
+    """How often a call that raised `ToolUnavailable` is tried again, within its timeout."""
+    repeatable: bool = False
+    """Whether equal arguments give equal answers: identical calls in flight then share one run, and a toolbox with a
+    cache answers from it. Such a tool has a `fingerprint`."""
+    cache_ttl_s: float | None = None
+    """Seconds that a cached answer of a repeatable tool stays good; `None` for as long as the cache lives."""
 
     def __post_init__(self) -> None:
         if not self.timeout_s > 0:
@@ -84,7 +93,11 @@ class Tool(Protocol):
     """Something a model may call.
 
     A tool may also have `async def aclose(self) -> None`, which the toolbox awaits at its end. A closed tool that is
-    called again has to open itself again, because toolboxes may share tools.
+    called again has to open itself again, because toolboxes may share tools. It may have `async def end(self,
+    session: str) -> None`, which is awaited when a trajectory that may have called it is over; and a repeatable one
+    has `fingerprint: str`, which names whatever besides the arguments decides its answers, such as a corpus' hash.
+
+    While a call runs, `icrl.runtime.tools.context.current()` tells its trajectory and its deadline.
     """
 
     @property
