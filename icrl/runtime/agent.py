@@ -185,22 +185,39 @@ class Agent:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
 
-    def start(self, query: Query, *, seed: int | None = None, emit: Callable[[Event], None] | None = None) -> Run:
+    def start(
+        self,
+        query: Query,
+        *,
+        seed: int | None = None,
+        emit: Callable[[Event], None] | None = None,
+        sampling: SamplingParams | None = None,
+        limits: Limits | None = None,
+        trajectory_id: str | None = None,
+    ) -> Run:
         """Prepare a run of an open agent; `Run.execute` starts it, `Run.stop` ends it.
+
+        Args:
+            query: A question, a conversation that ends in a user message, or a `Task`.
+            seed: Makes the run repeatable; random if not given.
+            emit: Hears every event.
+            sampling: Replaces the agent's own for this run; its seed is ignored.
+            limits: Replaces the model's for this run.
+            trajectory_id: Names the run; a fresh name if not given.
 
         Raises:
             ConfigError: The agent is not open, or the prompt cannot be rendered.
         """
         task = query if isinstance(query, Task) else Task(query=query if isinstance(query, str) else tuple(query))
         prompt = self.model.prompt(task.messages, self._demonstrations)
-        sampling = replace(self._sampling, seed=secrets.randbits(63) if seed is None else seed)
         return self.prepare(
             task,
             prompt,
             shots=len(self._demonstrations),
-            sampling=sampling,
-            trajectory_id=uuid.uuid4().hex,
+            sampling=replace(sampling or self._sampling, seed=secrets.randbits(63) if seed is None else seed),
+            trajectory_id=trajectory_id or uuid.uuid4().hex,
             emit=emit,
+            limits=limits,
         )
 
     def prepare(
@@ -212,6 +229,7 @@ class Agent:
         sampling: SamplingParams,
         trajectory_id: str,
         emit: Callable[[Event], None] | None = None,
+        limits: Limits | None = None,
     ) -> Run:
         """Prepare a run on a prompt that is rendered already; members of a group share one.
 
@@ -228,7 +246,7 @@ class Agent:
             tokenizer=model.tokenizer,
             dialect=model.dialect,
             toolbox=model.toolbox,
-            limits=model.limits,
+            limits=limits or model.limits,
             sampling=sampling,
             emit=emit,
         )

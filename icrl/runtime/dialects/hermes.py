@@ -53,6 +53,11 @@ class HermesDialect:
         """The name that settings use."""
         return "hermes"
 
+    @property
+    def marks_answers(self) -> bool:
+        """Whatever is said outside of thoughts and calls is meant for the reader."""
+        return False
+
     def stop(self, tools: Sequence[ToolSpec]) -> tuple[str, ...]:
         """Return no strings: the template's end token ends a turn."""
         return ()

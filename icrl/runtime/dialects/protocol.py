@@ -68,6 +68,11 @@ class Dialect(Protocol):
         """The name that settings use."""
         ...
 
+    @property
+    def marks_answers(self) -> bool:
+        """Whether answers are marked, so that text outside of any mark is not meant for the reader."""
+        ...
+
     def stop(self, tools: Sequence[ToolSpec]) -> tuple[str, ...]:
         """Return the strings that end a turn."""
         ...

@@ -67,6 +67,11 @@ class XmlDialect:
         """The name that settings use."""
         return "xml"
 
+    @property
+    def marks_answers(self) -> bool:
+        """Answers stand in a tag of their own."""
+        return True
+
     def stop(self, tools: Sequence[ToolSpec]) -> tuple[str, ...]:
         """Return the closing tags of the tools and of `answer`.
 

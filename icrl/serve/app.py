@@ -1,0 +1,112 @@
+"""The routes of the server, and what every request passes on its way to one."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from icrl.serve.access import OPEN_PATHS, Keys
+from icrl.serve.config import ServeConfig
+from icrl.serve.problem import Problem
+from icrl.serve.service import Service
+
+__all__ = ["CALLER", "CONFIG", "MODEL_NAME", "REQUEST_ID", "SERVICE", "build_app"]
+
+SERVICE = web.AppKey("service", Service)
+"""The agent."""
+CONFIG = web.AppKey("config", ServeConfig)
+"""What was set."""
+MODEL_NAME = web.AppKey("model_name", str)
+"""What clients call the model."""
+CALLER = web.RequestKey("caller", str)
+"""Whose share a request counts against."""
+REQUEST_ID = web.RequestKey("request_id", str)
+"""Names the request in headers and logs."""
+
+_LOG = logging.getLogger("icrl.serve")
+
+
+def build_app(service: Service, config: ServeConfig, *, model_name: str) -> web.Application:
+    """Put the server together.
+
+    Args:
+        service: The agent; started by whoever runs the app.
+        config: What was set.
+        model_name: What clients call the model.
+    """
+    app = web.Application(
+        client_max_size=config.admission.max_body_bytes,
+        middlewares=[_identified, _explained, _authorised(Keys(config.api_keys()))],
+    )
+    app[SERVICE] = service
+    app[CONFIG] = config
+    app[MODEL_NAME] = model_name
+    app.router.add_get("/health", _health)
+    app.router.add_get("/ready", _ready)
+    return app
+
+
+@web.middleware
+async def _identified(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give every request a name, and every answer the same headers."""
+    request[REQUEST_ID] = uuid.uuid4().hex
+    response = await handler(request)
+    if not response.prepared:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+@web.middleware
+async def _explained(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn everything that goes wrong into an error of the protocol, without telling anything about the inside."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem.response()
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _of_http(error, request).response()
+    except Exception:
+        _LOG.exception("request %s failed", request[REQUEST_ID])
+        message = f"the server failed; its log names request {request[REQUEST_ID]}"
+        return Problem(500, message, type="server_error", code="internal_error").response()
+
+
+def _of_http(error: web.HTTPException, request: web.Request) -> Problem:
+    match error.status:
+        case 404:
+            return Problem(404, f"there is no {request.method} {request.path}", code="not_found")
+        case 405:
+            return Problem(405, f"{request.path} does not take {request.method}", code="method_not_allowed")
+        case 413:
+            limit = request.app[CONFIG].admission.max_body_bytes
+            return Problem(413, f"the body is larger than {limit} bytes", code="body_too_large")
+        case status:
+            return Problem(status, error.reason or "the request cannot be served")
+
+
+def _authorised(keys: Keys) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Ask for the key everywhere but where nothing is told."""
+        request[CALLER] = "" if request.path in OPEN_PATHS else keys.caller(request)
+        return await handler(request)
+
+    return check
+
+
+async def _health(request: web.Request) -> web.Response:
+    """Say that the process lives; 503 while it is going away."""
+    state = request.app[SERVICE].state
+    return web.json_response({"status": state}, status=200 if state in ("starting", "ready") else 503)
+
+
+async def _ready(request: web.Request) -> web.Response:
+    """Say whether requests will be answered."""
+    state = request.app[SERVICE].state
+    return web.json_response({"status": state}, status=200 if state == "ready" else 503)

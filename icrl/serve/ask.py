@@ -1,0 +1,42 @@
+"""A request, whichever protocol it came in by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from icrl.runtime.tools.tool import ToolSpec
+from icrl.types import Limits, Message, SamplingParams
+
+__all__ = ["Ask", "ToolChoice"]
+
+ToolChoice = Literal["auto", "none"]
+"""Whether tools may be called at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a client wants, checked.
+
+    Example:
+        >>> Ask(messages=(Message(role="user", content="What is the code of Rikor?"),)).seed is None
+        True
+    """
+
+    messages: tuple[Message, ...]
+    """The conversation; it ends in a user message, or in the results of the client's own tools."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    """How to sample; the seed is the field below."""
+    seed: int | None = None
+    """Makes the answer repeatable; random if not given."""
+    limits: Limits | None = None
+    """Tighter limits than the server's, or `None`."""
+    instruction: str | None = None
+    """Replaces nothing the model was trained with: it is prepended to the conversation as a system message."""
+    client_tools: tuple[ToolSpec, ...] = ()
+    """Tools that the client runs itself."""
+    tool_choice: ToolChoice = "auto"
+    """Whether tools may be called."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Returned as it came."""

@@ -1,0 +1,81 @@
+"""Runs on behalf of one request: told as they happen, ended when nobody listens any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from icrl.events import Event
+from icrl.runtime.run import Run
+from icrl.serve.ask import Ask
+from icrl.serve.narration import Heard, Narrator
+from icrl.serve.service import Lease
+from icrl.serve.stream import Mailbox
+from icrl.trajectory import Trajectory
+
+__all__ = ["Exchange", "Told"]
+
+
+class Told(NamedTuple):
+    """Something heard of one of a request's runs."""
+
+    choice: int
+    """Which run, from 0."""
+    heard: Heard
+    """What."""
+
+
+class Exchange:
+    """The runs of one request; leaving the block cancels those that still go on, with their tools.
+
+    Args:
+        lease: The right to use the agent.
+        ask: What the client wants.
+        choices: How many runs on the same prompt.
+
+    Raises:
+        Problem: The conversation does not fit the model.
+    """
+
+    def __init__(self, lease: Lease, ask: Ask, *, choices: int = 1) -> None:
+        self._lease = lease
+        self._mailbox: Mailbox[Told] = Mailbox()
+        self._tasks: list[asyncio.Task[Trajectory]] = []
+        self.runs: list[Run] = [self._prepare(ask, choice) for choice in range(choices)]
+        """The runs, one a choice."""
+
+    def _prepare(self, ask: Ask, choice: int) -> Run:
+        model = self._lease.agent.model
+        narrator = Narrator(model.dialect, model.tokenizer, model.toolbox.specs)
+
+        def emit(event: Event) -> None:
+            for heard in narrator.feed(event):
+                self._mailbox.put(Told(choice, heard))
+
+        # Every choice has its own stream; the first is the one that a request for a single choice gets.
+        return self._lease.prepare(replace(ask, seed=None if ask.seed is None else ask.seed + choice), emit)
+
+    async def __aenter__(self) -> Self:
+        """Start the runs."""
+        self._tasks = [asyncio.create_task(self._lease.execute(run)) for run in self.runs]
+        asyncio.gather(*self._tasks, return_exceptions=True).add_done_callback(lambda _: self._mailbox.close())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def told(self, *, heartbeat_s: float) -> AsyncIterator[list[Told]]:
+        """Yield what is heard, in order, until all runs are over; an empty list after a silence."""
+        return self._mailbox.batches(heartbeat_s=heartbeat_s)
+
+    async def trajectories(self) -> list[Trajectory]:
+        """Wait for the runs and return what became of them, in the order of the choices."""
+        return list(await asyncio.gather(*self._tasks))
