@@ -8,23 +8,14 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from icrl.serve import chat, models
 from icrl.serve.access import OPEN_PATHS, Keys
 from icrl.serve.config import ServeConfig
+from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
 
-__all__ = ["CALLER", "CONFIG", "MODEL_NAME", "REQUEST_ID", "SERVICE", "build_app"]
-
-SERVICE = web.AppKey("service", Service)
-"""The agent."""
-CONFIG = web.AppKey("config", ServeConfig)
-"""What was set."""
-MODEL_NAME = web.AppKey("model_name", str)
-"""What clients call the model."""
-CALLER = web.RequestKey("caller", str)
-"""Whose share a request counts against."""
-REQUEST_ID = web.RequestKey("request_id", str)
-"""Names the request in headers and logs."""
+__all__ = ["build_app"]
 
 _LOG = logging.getLogger("icrl.serve")
 
@@ -46,6 +37,8 @@ def build_app(service: Service, config: ServeConfig, *, model_name: str) -> web.
     app[MODEL_NAME] = model_name
     app.router.add_get("/health", _health)
     app.router.add_get("/ready", _ready)
+    for routes in (models, chat):
+        routes.add_routes(app)
     return app
 
 

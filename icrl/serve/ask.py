@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from icrl.runtime.tools.tool import ToolSpec
-from icrl.types import Limits, Message, SamplingParams
+from icrl.types import Message, SamplingParams
 
 __all__ = ["Ask", "ToolChoice"]
 
@@ -27,13 +27,13 @@ class Ask:
     messages: tuple[Message, ...]
     """The conversation; it ends in a user message, or in the results of the client's own tools."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    """How to sample; the seed is the field below."""
+    """How to sample; its `seed`, `stop` and `max_tokens` are not read, the fields below are."""
     seed: int | None = None
     """Makes the answer repeatable; random if not given."""
-    limits: Limits | None = None
-    """Tighter limits than the server's, or `None`."""
-    instruction: str | None = None
-    """Replaces nothing the model was trained with: it is prepended to the conversation as a system message."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer's words."""
+    max_tokens: int | None = None
+    """Tokens of the response at most, observations included; the server's own limit holds in any case."""
     client_tools: tuple[ToolSpec, ...] = ()
     """Tools that the client runs itself."""
     tool_choice: ToolChoice = "auto"

@@ -13,8 +13,9 @@ from icrl.runtime.run import Run
 from icrl.serve.ask import Ask
 from icrl.serve.narration import Heard, Narrator
 from icrl.serve.service import Lease
+from icrl.serve.stop_words import StopWords
 from icrl.serve.stream import Mailbox
-from icrl.trajectory import Trajectory
+from icrl.trajectory import StopReason, Trajectory
 
 __all__ = ["Exchange", "Told"]
 
@@ -44,19 +45,27 @@ class Exchange:
         self._lease = lease
         self._mailbox: Mailbox[Told] = Mailbox()
         self._tasks: list[asyncio.Task[Trajectory]] = []
+        self.cut: set[int] = set()
+        """Choices that ended at a stop string."""
         self.runs: list[Run] = [self._prepare(ask, choice) for choice in range(choices)]
         """The runs, one a choice."""
 
     def _prepare(self, ask: Ask, choice: int) -> Run:
         model = self._lease.agent.model
         narrator = Narrator(model.dialect, model.tokenizer, model.toolbox.specs)
+        words = StopWords(ask.stop)
 
         def emit(event: Event) -> None:
             for heard in narrator.feed(event):
-                self._mailbox.put(Told(choice, heard))
+                for shown in _until(words, heard):
+                    self._mailbox.put(Told(choice, shown))
+            if words.has_stopped and choice not in self.cut:
+                self.cut.add(choice)
+                run.stop(StopReason.ABORTED)
 
         # Every choice has its own stream; the first is the one that a request for a single choice gets.
-        return self._lease.prepare(replace(ask, seed=None if ask.seed is None else ask.seed + choice), emit)
+        run = self._lease.prepare(replace(ask, seed=None if ask.seed is None else ask.seed + choice), emit)
+        return run
 
     async def __aenter__(self) -> Self:
         """Start the runs."""
@@ -79,3 +88,12 @@ class Exchange:
     async def trajectories(self) -> list[Trajectory]:
         """Wait for the runs and return what became of them, in the order of the choices."""
         return list(await asyncio.gather(*self._tasks))
+
+
+def _until(words: StopWords, heard: Heard) -> list[Heard]:
+    """Let the answer's words through up to a stop string; what was held back comes before the end."""
+    if heard.kind == "said":
+        said = words.feed(heard.text)
+        return [heard._replace(text=said)] if said else []
+    held = words.close() if heard.kind == "stopped" else ""
+    return [Heard("said", held, heard.turn), heard] if held else [heard]

@@ -57,10 +57,9 @@ class Narrator:
         self._tokenizer = tokenizer
         self._tools = tools
         self._parser: Parser | None = None
-        self._turn = 0
         self._aside: list[str] = []
-        self._space = ""
-        self._has_said = False
+        self._thoughts = _Trimmed()
+        self._words = _Trimmed()
 
     def feed(self, event: Event) -> list[Heard]:
         """Return what one event means to a reader; often nothing."""
@@ -70,11 +69,11 @@ class Narrator:
             case TurnFinished():
                 return self._turn_over(event)
             case CallStarted():
-                return [Heard("call", turn=self._turn, call=event.call)]
+                return [Heard("call", call=event.call)]
             case CallFinished():
-                return [Heard("result", turn=self._turn, call=event.call, result=event.result)]
+                return [Heard("result", call=event.call, result=event.result)]
             case RunStopped():
-                return [Heard("stopped", turn=self._turn, event=event)]
+                return [Heard("stopped", event=event)]
             case _:
                 return []
 
@@ -84,36 +83,52 @@ class Narrator:
         return self._parser
 
     def _turn_over(self, event: TurnFinished) -> list[Heard]:
-        self._turn = event.turn.index
-        heard = self._pieces(self._open().close(), self._turn)
+        turn = event.turn.index
+        heard = self._pieces(self._open().close(), turn)
         self._parser = None
-        marked = self._has_said or event.segment.calls
         aside = "".join(self._aside)
         self._aside.clear()
         if aside.strip():
-            heard += [Heard("thought", aside, self._turn)] if marked else self._say(aside)
-        self._space = ""
-        return [*heard, Heard("turn", turn=self._turn, event=event)]
+            shown = bool(event.segment.calls) or self._words.has_begun
+            heard += self._tell("thought" if shown else "said", aside, turn)
+        self._thoughts.pause("\n")
+        self._words.pause("\n\n")
+        return [*heard, Heard("turn", turn=turn, event=event)]
 
     def _pieces(self, pieces: list[Piece], turn: int) -> list[Heard]:
         heard: list[Heard] = []
         for piece in pieces:
             if piece.kind == "thought":
-                heard.append(Heard("thought", piece.text, turn))
+                heard += self._tell("thought", piece.text, turn)
             elif piece.kind == "answer" or (piece.kind == "text" and not self._dialect.marks_answers):
-                heard += self._say(piece.text)
+                heard += self._tell("said", piece.text, turn)
             elif piece.kind == "text":
                 self._aside.append(piece.text)
         return heard
 
-    def _say(self, text: str) -> list[Heard]:
-        """Say words, without the white space around the whole."""
+    def _tell(self, kind: HeardKind, text: str, turn: int) -> list[Heard]:
+        told = (self._thoughts if kind == "thought" else self._words).feed(text)
+        return [Heard(kind, told, turn)] if told else []
+
+
+class _Trimmed:
+    """Text without the white space around the whole, which is only known to be around it at the end."""
+
+    def __init__(self) -> None:
+        self._space = ""
+        self.has_begun = False
+        """Whether anything was let through."""
+
+    def feed(self, text: str) -> str:
+        """Take more text and return what certainly belongs to the whole."""
         text = self._space + text
-        if not self._has_said:
+        if not self.has_begun:
             text = text.lstrip()
-        said = text.rstrip()
-        self._space = text[len(said) :]
-        if not said:
-            return []
-        self._has_said = True
-        return [Heard("said", said, self._turn)]
+        told = text.rstrip()
+        self._space = text[len(told) :]
+        self.has_begun = self.has_begun or bool(told)
+        return told
+
+    def pause(self, gap: str) -> None:
+        """Put a gap before what follows, in place of the white space that was there."""
+        self._space = gap if self.has_begun else ""

@@ -24,7 +24,7 @@ from icrl.serve.ask import Ask
 from icrl.serve.config import AdmissionConfig
 from icrl.serve.problem import Problem, invalid
 from icrl.trajectory import StopReason, Trajectory
-from icrl.types import Limits, Message, SamplingParams
+from icrl.types import Limits, SamplingParams
 
 __all__ = ["Lease", "Service", "State"]
 
@@ -51,15 +51,19 @@ class Lease:
         Raises:
             Problem: The conversation or a limit does not fit the model.
         """
-        model = self.agent.model
-        instruction = () if ask.instruction is None else (Message(role="system", content=ask.instruction),)
+        own = self.agent.model.limits
+        limits = replace(
+            own,
+            max_tokens=min(own.max_tokens, ask.max_tokens or own.max_tokens),
+            deadline_s=min(own.deadline_s, self._service.request_timeout_s),
+        )
         try:
             return self.agent.start(
-                (*instruction, *ask.messages),
+                ask.messages,
                 seed=ask.seed,
                 emit=emit,
-                sampling=ask.sampling,
-                limits=tighter(model.limits, ask.limits),
+                sampling=replace(ask.sampling, max_tokens=limits.max_tokens),
+                limits=limits,
                 trajectory_id=uuid.uuid4().hex,
             )
         except (ConfigError, DataError) as error:
@@ -98,6 +102,11 @@ class Service:
         """Runs that are being worked on, by trajectory id."""
         self.reloads = 0
         """How often the model was replaced."""
+
+    @property
+    def request_timeout_s(self) -> float:
+        """Seconds that one answer may take."""
+        return self._admission.request_timeout_s
 
     @property
     def running(self) -> int:
@@ -211,18 +220,6 @@ class Service:
         agent, self._agent = self._agent, None
         if agent is not None:
             await agent.__aexit__(None, None, None)
-
-
-def tighter(own: Limits, asked: Limits | None) -> Limits:
-    """Return the smaller of each bound.
-
-    Example:
-        >>> tighter(Limits(max_turns=3), Limits(max_turns=8, max_tokens=16)).max_turns
-        3
-    """
-    if asked is None:
-        return own
-    return replace(own, **{name: min(getattr(own, name), getattr(asked, name)) for name in own.__slots__})
 
 
 def _busy(message: str) -> Problem:

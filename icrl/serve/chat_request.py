@@ -1,0 +1,182 @@
+"""`POST /v1/chat/completions`: what a client may send, and what it means."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from icrl.errors import DataError
+from icrl.serve.ask import Ask, ToolChoice
+from icrl.serve.client_tools import ClientTool, client_specs
+from icrl.serve.config import AdmissionConfig
+from icrl.serve.problem import invalid
+from icrl.types import Message, SamplingParams, ToolCall
+
+__all__ = ["ChatRequest", "read_ask"]
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARS = 256
+
+
+class TextPart(msgspec.Struct, tag="text"):
+    """A piece of a message's text."""
+
+    text: str
+
+
+class CalledFunction(msgspec.Struct, kw_only=True):
+    """What a call of an earlier assistant message named."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class EarlierCall(msgspec.Struct, kw_only=True):
+    """A call of an earlier assistant message."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    """One message; fields that clients echo from earlier answers are ignored."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[EarlierCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """How to stream."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class TextFormat(msgspec.Struct, kw_only=True):
+    """The only response format there is."""
+
+    type: Literal["text"] = "text"
+
+
+class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The body. The fields of the last block are accepted because clients send them, and have no effect."""
+
+    messages: list[ChatMessage]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[ClientTool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    response_format: TextFormat | None = None
+
+    metadata: dict[str, str] | None = None
+    modalities: list[Literal["text"]] | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    user: str | None = None
+    verbosity: str | None = None
+
+
+def read_ask(body: ChatRequest, admission: AdmissionConfig) -> tuple[Ask, int]:
+    """Turn a body into what is asked, and how many choices are wanted.
+
+    Raises:
+        Problem: A field is out of range, or asks for something that this server does not do.
+    """
+    if not 1 <= len(body.messages) <= admission.max_messages:
+        raise invalid("messages", f"needs 1 to {admission.max_messages} messages, not {len(body.messages)}")
+    choices = 1 if body.n is None else body.n
+    if not 1 <= choices <= admission.max_choices:
+        raise invalid("n", f"must be from 1 to {admission.max_choices}, not {choices}")
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(body, name) not in (None, 0):
+            raise invalid(name, f"this server samples without penalties; leave it at 0, not {getattr(body, name)}")
+    if body.top_logprobs not in (None, 0):
+        raise invalid("top_logprobs", "only the sampled tokens' own logprobs are known; leave it at 0")
+    messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(body.messages))
+    if messages[-1].role not in ("user", "tool"):
+        raise invalid("messages", f"the last one must be a user or tool message, not {messages[-1].role!r}")
+    choice: ToolChoice = body.tool_choice or "auto"
+    ask = Ask(
+        messages=messages,
+        sampling=_sampling(body),
+        seed=body.seed,
+        stop=_stop(body),
+        max_tokens=_max_tokens(body),
+        client_tools=client_specs(body.tools or []),
+        tool_choice=choice,
+        metadata=body.metadata or {},
+    )
+    return ask, choices
+
+
+def _stop(body: ChatRequest) -> tuple[str, ...]:
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if len(stop) > MAX_STOP_STRINGS or not all(0 < len(word) <= MAX_STOP_CHARS for word in stop):
+        raise invalid("stop", f"takes up to {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
+    return stop
+
+
+def _sampling(body: ChatRequest) -> SamplingParams:
+    if body.temperature is not None and body.temperature > 2:
+        raise invalid("temperature", f"must be from 0 to 2, not {body.temperature}")
+    try:
+        return SamplingParams(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+        )
+    except DataError as error:
+        param, _, problem = str(error).partition(": ")
+        raise invalid(param, problem) from None
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise invalid("max_tokens", "is the old name of max_completion_tokens; give one of them")
+    name = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
+    most: int | None = getattr(body, name)
+    if most is not None and most < 1:
+        raise invalid(name, f"must be >= 1, not {most}")
+    return most
+
+
+def _message(message: ChatMessage, place: str) -> Message:
+    content = message.content
+    text = "".join(part.text for part in content) if isinstance(content, list) else content or ""
+    role = "system" if message.role == "developer" else message.role
+    if role in ("system", "user") and not text:
+        raise invalid(f"{place}.content", "is empty")
+    if role == "tool" and message.tool_call_id is None:
+        raise invalid(f"{place}.tool_call_id", "is missing; it names the call that this message answers")
+    calls = tuple(_call(c, f"{place}.tool_calls[{i}]") for i, c in enumerate(message.tool_calls or ()))
+    if calls and role != "assistant":
+        raise invalid(f"{place}.tool_calls", f"a {role} message makes no calls")
+    return Message(role=role, content=text, tool_calls=calls, tool_call_id=message.tool_call_id)
+
+
+def _call(call: EarlierCall, place: str) -> ToolCall:
+    try:
+        arguments = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise invalid(f"{place}.function.arguments", f"must be a JSON object ({error})") from None
+    return ToolCall(name=call.function.name, arguments=arguments, id=call.id)

@@ -1,0 +1,50 @@
+"""`GET /v1/models`: the one model that is served."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from icrl.errors import nearest
+from icrl.serve.keys import MODEL_NAME
+from icrl.serve.problem import Problem
+
+__all__ = ["ALIAS", "add_routes", "check_model"]
+
+ALIAS = "icrl"
+"""A name that always works, whatever is served."""
+
+_STARTED = int(time.time())
+
+
+def add_routes(app: web.Application) -> None:
+    """Serve the list of models."""
+    app.router.add_get("/v1/models", _list)
+    app.router.add_get("/v1/models/{model:.+}", _one)
+
+
+def check_model(app: web.Application, name: str | None) -> None:
+    """Accept the served model's name, the alias, or none.
+
+    Raises:
+        Problem: 404 for another name.
+    """
+    known = (app[MODEL_NAME], ALIAS)
+    if name is not None and name not in known:
+        message = f"model: {name!r} is not served here; this server has {app[MODEL_NAME]!r}.{nearest(name, known)}"
+        raise Problem(404, message, param="model", code="model_not_found")
+
+
+def _card(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "icrl"}
+
+
+async def _list(request: web.Request) -> web.Response:
+    return web.json_response({"object": "list", "data": [_card(request.app[MODEL_NAME])]})
+
+
+async def _one(request: web.Request) -> web.Response:
+    name = request.match_info["model"]
+    check_model(request.app, name)
+    return web.json_response(_card(name))
