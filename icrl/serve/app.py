@@ -8,7 +8,7 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from icrl.serve import chat, models
+from icrl.serve import chat, models, responses
 from icrl.serve.access import OPEN_PATHS, Keys
 from icrl.serve.config import ServeConfig
 from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
@@ -37,7 +37,7 @@ def build_app(service: Service, config: ServeConfig, *, model_name: str) -> web.
     app[MODEL_NAME] = model_name
     app.router.add_get("/health", _health)
     app.router.add_get("/ready", _ready)
-    for routes in (models, chat):
+    for routes in (models, chat, responses):
         routes.add_routes(app)
     return app
 

@@ -61,7 +61,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
 async def _whole(exchange: Exchange, reply: _Reply) -> web.Response:
     async for batch in exchange.told(heartbeat_s=3600.0):
         for told in batch:
-            reply.hear(told)
+            reply.choices[told.choice].hear(told.heard)
     trajectories = await exchange.trajectories()
     for trajectory in trajectories:
         if trajectory.error is not None:
@@ -93,30 +93,41 @@ class _Choice:
 
     thoughts: list[str] = field(default_factory=list)
     said: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def hear(self, heard: Heard) -> None:
-        if heard.kind == "thought":
-            self.thoughts.append(heard.text)
-        elif heard.kind == "said":
-            self.said[heard.turn].append(heard.text)
-        elif heard.kind == "result":
-            self.calls.append(_called(heard))
+    def hear(self, heard: Heard) -> dict[str, Any] | None:
+        """Remember something and return what it adds to the message."""
+        match heard.kind:
+            case "thought":
+                self.thoughts.append(heard.text)
+                return {"reasoning": heard.text, "reasoning_content": heard.text}
+            case "said":
+                self.said[heard.turn].append(heard.text)
+                return {"content": heard.text}
+            case "call" | "result":
+                return {"icrl": {"tool_calls": [self._called(heard)]}}
+        return None
+
+    def _called(self, heard: Heard) -> dict[str, Any]:
+        """Describe a call that the server ran, or add its outcome; clients join entries of one index."""
+        call, result = heard.call, heard.result
+        if call is None:
+            return {}
+        if result is None:
+            self.calls[call.id] = {
+                "index": len(self.calls),
+                "id": call.id,
+                "name": call.name,
+                "arguments": dict(call.arguments),
+            }
+            return self.calls[call.id]
+        outcome = {"output": result.text, "error": result.error, "wall_s": round(result.wall_s, 6)}
+        self.calls[call.id] = self.calls[call.id] | outcome
+        return {"index": self.calls[call.id]["index"], **outcome}
 
     @property
     def content(self) -> str:
         return "".join(word for words in self.said.values() for word in words)
-
-
-def _called(heard: Heard) -> dict[str, Any]:
-    """Describe a call that the server ran."""
-    call, result = heard.call, heard.result
-    if call is None:
-        return {}
-    told: dict[str, Any] = {"id": call.id, "name": call.name, "arguments": dict(call.arguments)}
-    if result is not None:
-        told |= {"output": result.text, "error": result.error, "wall_s": round(result.wall_s, 6)}
-    return told
 
 
 @dataclass(slots=True)
@@ -128,10 +139,6 @@ class _Reply:
     tokenizer: Tokenizer
     created: int = field(default_factory=lambda: int(time.time()))
     choices: dict[int, _Choice] = field(default_factory=lambda: defaultdict(_Choice))
-
-    def hear(self, told: Told) -> None:
-        """Remember what was told."""
-        self.choices[told.choice].hear(told.heard)
 
     def whole(self, exchange: Exchange, trajectories: list[Trajectory]) -> dict[str, Any]:
         """Write the whole answer."""
@@ -145,7 +152,7 @@ class _Reply:
                 "refusal": None,
                 "reasoning": thought,
                 "reasoning_content": thought,
-                "icrl": _facts(trajectory) | {"tool_calls": choice.calls},
+                "icrl": _facts(trajectory) | {"tool_calls": list(choice.calls.values())},
             }
             listed.append(
                 {
@@ -160,8 +167,8 @@ class _Reply:
     def tell(self, exchange: Exchange, batch: list[Told]) -> Iterator[bytes]:
         """Write what was told as chunks."""
         for told in batch:
-            self.hear(told)
-            for delta in _deltas(told.heard):
+            delta = self.choices[told.choice].hear(told.heard)
+            if delta is not None:
                 yield self.chunk(exchange, told.choice, delta)
 
     def chunk(self, exchange: Exchange, index: int, delta: dict[str, Any]) -> bytes:
@@ -215,17 +222,6 @@ class _Reply:
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-
-
-def _deltas(heard: Heard) -> Iterator[dict[str, Any]]:
-    """Say what one thing that was heard adds to the message."""
-    match heard.kind:
-        case "thought":
-            yield {"reasoning": heard.text, "reasoning_content": heard.text}
-        case "said":
-            yield {"content": heard.text}
-        case "call" | "result":
-            yield {"icrl": {"tool_calls": [_called(heard)]}}
 
 
 def _finish_reason(exchange: Exchange, index: int, trajectory: Trajectory) -> str:

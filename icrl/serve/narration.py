@@ -116,19 +116,19 @@ class _Trimmed:
 
     def __init__(self) -> None:
         self._space = ""
+        self._within = False
         self.has_begun = False
         """Whether anything was let through."""
 
     def feed(self, text: str) -> str:
         """Take more text and return what certainly belongs to the whole."""
-        text = self._space + text
-        if not self.has_begun:
-            text = text.lstrip()
+        text = self._space + (text if self._within else text.lstrip())
         told = text.rstrip()
+        if told.strip():
+            self.has_begun = self._within = True
         self._space = text[len(told) :]
-        self.has_begun = self.has_begun or bool(told)
         return told
 
     def pause(self, gap: str) -> None:
         """Put a gap before what follows, in place of the white space that was there."""
-        self._space = gap if self.has_begun else ""
+        self._space, self._within = gap if self.has_begun else "", False
