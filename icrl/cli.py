@@ -15,6 +15,7 @@ COMMANDS = {
     "run": ("icrl.commands.run", "answer a question and show every step"),
     "train": ("icrl.train.__main__", "train a model to use tools (the same as python -m icrl.train)"),
     "eval": ("icrl.commands.eval", "evaluate a model on questions with known answers"),
+    "serve": ("icrl.commands.serve", "serve a model with its tools, for OpenAI clients and for people"),
     "index": ("icrl.commands.index", "build a search index from a JSONL corpus"),
 }
 """Name → module with a `main(argv)`, and what the command does."""

@@ -22,7 +22,7 @@ from icrl.runtime.dialect import Dialect, find_dialect
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.model import Model, open_model
 from icrl.runtime.run import Run
-from icrl.runtime.tools.tool import Tool
+from icrl.runtime.toolset import Tools
 from icrl.tokenizer import Tokenizer
 from icrl.trajectory import Segment, Trajectory
 from icrl.types import Demonstration, Limits, Message, SamplingParams, Task
@@ -48,7 +48,9 @@ class Agent:
     Args:
         model: A Hugging Face name or directory, a run directory of `icrl.train`, or an `Engine`; the embedded
             model if not given.
-        tools: What the model may call; by default what the model was trained with.
+        tools: What the model may call: tools, names of tools such as `"search"`, or a `Toolbox`; by default what the
+            model was trained with.
+        index: The search index, a directory or an address; by default the one the model was trained with.
         dialect: `"xml"`, `"hermes"` or a `Dialect`; by default the one the model was trained with.
         instruction: Replaces the dialect's instruction.
         demonstrations: Worked examples to show in every prompt.
@@ -71,7 +73,8 @@ class Agent:
         self,
         model: str | Path | Engine | None = None,
         *,
-        tools: Sequence[Tool] | None = None,
+        tools: Tools | None = None,
+        index: str | None = None,
         dialect: str | Dialect | None = None,
         instruction: str | None = None,
         demonstrations: Sequence[Demonstration] = (),
@@ -84,6 +87,7 @@ class Agent:
         self._instruction = instruction
         self._limits = limits
         self._tools = tools
+        self._index = index
         self._tokenizer = tokenizer
         self._demonstrations = tuple(demonstrations)
         self._sampling = sampling or SamplingParams()
@@ -115,6 +119,7 @@ class Agent:
             instruction=self._instruction,
             limits=self._limits,
             tools=self._tools,
+            index=self._index,
             tokenizer=self._tokenizer,
         )
 

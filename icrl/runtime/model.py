@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from icrl.errors import ConfigError, DataError, nearest
-from icrl.imports import import_attribute, require
+from icrl.errors import ConfigError, nearest
 from icrl.runtime.dialect import Dialect, find_dialect
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.engines.protocol import Engine
-from icrl.runtime.settings import EMBEDDED, AgentSettings
-from icrl.runtime.tools.tool import Tool
+from icrl.runtime.settings import AgentSettings
 from icrl.runtime.tools.toolbox import Toolbox
+from icrl.runtime.toolset import Tools, open_toolbox
 from icrl.tokenizer import ChatTokenizer, Tokenizer
 from icrl.trajectory import Segment
 from icrl.types import Demonstration, Limits, Message
 
-__all__ = ["Model", "find_model", "open_model", "open_tools"]
-
-BUILT_IN_TOOLS = ("search",)
+__all__ = ["Model", "find_model", "open_model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +69,8 @@ async def open_model(
     dialect: Dialect | None = None,
     instruction: str | None = None,
     limits: Limits | None = None,
-    tools: Sequence[Tool] | None = None,
+    tools: Tools | None = None,
+    index: str | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Model:
     """Open a model and its tools.
@@ -85,7 +81,8 @@ async def open_model(
         dialect: Replaces the dialect that the settings name.
         instruction: Replaces the instruction.
         limits: Replaces the limits.
-        tools: Replaces the tools that the settings name.
+        tools: Replaces the tools that the settings name: tools, names of tools, or a toolbox.
+        index: Replaces the search index that the settings name.
         tokenizer: Replaces the model's tokenizer; needed for an engine that has none.
 
     Raises:
@@ -98,12 +95,13 @@ async def open_model(
         settings,
         instruction=settings.instruction if instruction is None else instruction,
         limits=limits or settings.limits,
+        index=index or settings.index,
     )
     model = Model(
         engine=engine,
         tokenizer=its_tokenizer,
         dialect=dialect or find_dialect(settings.dialect),
-        toolbox=Toolbox(tools if tools is not None else await open_tools(settings)),
+        toolbox=await open_toolbox(settings.tools if tools is None else tools, settings),
         settings=settings,
         owns_engine=engine is not source,
     )
@@ -179,61 +177,3 @@ def _fetch(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"model: {name!r} is no directory here and could not be fetched ({reason})") from error
-
-
-async def open_tools(settings: AgentSettings) -> list[Tool]:
-    """Open the tools that the settings name.
-
-    Raises:
-        ConfigError: A tool or index does not exist.
-        DataError: The embedded index cannot be written.
-    """
-    return [await _open_tool(name, settings) for name in settings.tools]
-
-
-async def _open_tool(name: str, settings: AgentSettings) -> Tool:
-    if name == "search":
-        return await _open_search(settings)
-    if ":" in name:
-        return await asyncio.to_thread(_import_tool, name)
-    raise ConfigError(
-        f"tools: {name!r} is not one of {', '.join(BUILT_IN_TOOLS)}, nor a module:attribute."
-        f"{nearest(name, BUILT_IN_TOOLS)}"
-    )
-
-
-async def _open_search(settings: AgentSettings) -> Tool:
-    from icrl.runtime.tools.index import Bm25Index
-    from icrl.runtime.tools.search import Bm25Retriever, SearchTool
-
-    require("numpy", "bm25s", extra="search")
-    if settings.index is None:
-        raise ConfigError("index: the search tool needs one; build it with `icrl index corpus.jsonl out/`")
-    if settings.index == EMBEDDED:
-        directory = await asyncio.to_thread(_embedded_index)
-    else:
-        directory = Path(settings.index)
-    index = await asyncio.to_thread(Bm25Index.open, directory)
-    return SearchTool(Bm25Retriever(index), k=settings.hits, separator=settings.hit_separator)
-
-
-def _embedded_index() -> Path:
-    """Return the index of the embedded corpus, which is built once into the user's cache."""
-    from icrl.runtime.tools.index import build_index
-    from icrl.tiny import CORPUS
-
-    digest = hashlib.sha256(CORPUS.read_bytes()).hexdigest()[:12]
-    directory = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "icrl" / f"embedded-{digest}"
-    if not (directory / "index.json").is_file():
-        try:
-            build_index(CORPUS, directory, show_progress=False)
-        except DataError as error:
-            raise DataError(f"{error}; set XDG_CACHE_HOME to a directory that can be written") from error
-    return directory
-
-
-def _import_tool(name: str) -> Tool:
-    found = import_attribute(name, setting="tools")
-    if not isinstance(found, Tool):
-        raise ConfigError(f"tools: {name!r} is not a tool; decorate the function with @icrl.tool")
-    return found

@@ -15,10 +15,10 @@ language policy, or by a signal."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxResult:
-    """How a program ended and what it left. All text in it was written by the program: treat it as hostile.
+    r"""How a program ended and what it left. All text in it was written by the program: treat it as hostile.
 
     Example:
-        >>> SandboxResult(status="ok", stdout="3\\n").value is None
+        >>> SandboxResult(status="ok", stdout="3\n").value is None
         True
     """
 
@@ -43,9 +43,7 @@ class SandboxResult:
 class Executor(Protocol):
     """Runs programs: the sandbox, a REPL session of it, or another service behind the same interface."""
 
-    async def run(
-        self, code: str, *, timeout_s: float = 5.0, memory_mb: int = 1024, stdin: str = ""
-    ) -> SandboxResult:
+    async def run(self, code: str, *, timeout_s: float = 5.0, memory_mb: int = 1024, stdin: str = "") -> SandboxResult:
         """Run a program to its end.
 
         Args:
