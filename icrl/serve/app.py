@@ -8,8 +8,9 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from icrl.serve import chat, models, responses
+from icrl.serve import admin, chat, metrics, models, responses, trajectories
 from icrl.serve.access import OPEN_PATHS, Keys
+from icrl.serve.access_log import access_log
 from icrl.serve.config import ServeConfig
 from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
 from icrl.serve.problem import Problem
@@ -30,14 +31,20 @@ def build_app(service: Service, config: ServeConfig, *, model_name: str) -> web.
     """
     app = web.Application(
         client_max_size=config.admission.max_body_bytes,
-        middlewares=[_identified, _explained, _authorised(Keys(config.api_keys()))],
+        middlewares=[
+            _identified,
+            *([access_log()] if config.access_log else []),
+            metrics.measured,
+            _explained,
+            _authorised(Keys(config.api_keys())),
+        ],
     )
     app[SERVICE] = service
     app[CONFIG] = config
     app[MODEL_NAME] = model_name
     app.router.add_get("/health", _health)
     app.router.add_get("/ready", _ready)
-    for routes in (models, chat, responses):
+    for routes in (models, chat, responses, trajectories, metrics, admin):
         routes.add_routes(app)
     return app
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from icrl.serve.body import read_body
 from icrl.serve.chat_request import ChatRequest, read_ask
 from icrl.serve.exchange import Exchange, Told
-from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
+from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE, TRAJECTORIES
 from icrl.serve.models import check_model
 from icrl.serve.narration import Heard
 from icrl.serve.problem import Problem
@@ -52,6 +52,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
         request.app[SERVICE].admitted(request[CALLER]) as lease,
         Exchange(lease, ask, choices=choices) as exchange,
     ):
+        request[TRAJECTORIES] = [run.id for run in exchange.runs]
         reply = _Reply(model=request.app[MODEL_NAME], body=body, tokenizer=lease.agent.model.tokenizer)
         if body.stream:
             return await _stream(request, exchange, reply)

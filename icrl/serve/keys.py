@@ -7,7 +7,7 @@ from aiohttp import web
 from icrl.serve.config import ServeConfig
 from icrl.serve.service import Service
 
-__all__ = ["CALLER", "CONFIG", "MODEL_NAME", "REQUEST_ID", "SERVICE"]
+__all__ = ["CALLER", "CONFIG", "MODEL_NAME", "REQUEST_ID", "SERVICE", "TRAJECTORIES"]
 
 SERVICE = web.AppKey("service", Service)
 """The agent."""
@@ -19,3 +19,5 @@ CALLER = web.RequestKey("caller", str)
 """Whose share a request counts against."""
 REQUEST_ID = web.RequestKey("request_id", str)
 """Names the request in headers and logs."""
+TRAJECTORIES = web.RequestKey("trajectories", list[str])
+"""Ids of the runs that were made for a request."""

@@ -13,7 +13,7 @@ from aiohttp import web
 from icrl.serve.body import read_body
 from icrl.serve.exchange import Exchange, Told
 from icrl.serve.history import answer_messages
-from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
+from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE, TRAJECTORIES
 from icrl.serve.models import check_model
 from icrl.serve.problem import Problem, invalid
 from icrl.serve.responses_items import ItemWriter
@@ -66,6 +66,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     ask = read_ask(body, earlier, request.app[CONFIG].admission)
     async with request.app[SERVICE].admitted(caller) as lease, Exchange(lease, ask) as exchange:
         reply = _Reply(model=request.app[MODEL_NAME], body=body, id=exchange.runs[0].id)
+        request[TRAJECTORIES] = [reply.id]
         live = request.app[LIVE]
         live[reply.name] = caller, exchange
         try:

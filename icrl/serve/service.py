@@ -26,10 +26,13 @@ from icrl.serve.problem import Problem, invalid
 from icrl.trajectory import StopReason, Trajectory
 from icrl.types import Limits, SamplingParams
 
-__all__ = ["Lease", "Service", "State"]
+__all__ = ["Lease", "Service", "State", "Watcher"]
 
 State = Literal["starting", "ready", "draining", "closed"]
 """Where a service is in its life."""
+
+Watcher = Callable[[str], Callable[[Event], None]]
+"""Asked once for every run, by its trajectory id, for something that hears its events."""
 
 WARM_UP = SamplingParams(temperature=0.0, max_tokens=1)
 WARM_UP_TIMEOUT_S = 600.0
@@ -51,6 +54,7 @@ class Lease:
         Raises:
             Problem: The conversation or a limit does not fit the model.
         """
+        run_id = uuid.uuid4().hex
         own = self.agent.model.limits
         limits = replace(
             own,
@@ -61,13 +65,23 @@ class Lease:
             return self.agent.start(
                 ask.messages,
                 seed=ask.seed,
-                emit=emit,
+                emit=self._hearing(run_id, emit),
                 sampling=replace(ask.sampling, max_tokens=limits.max_tokens),
                 limits=limits,
-                trajectory_id=uuid.uuid4().hex,
+                trajectory_id=run_id,
             )
         except (ConfigError, DataError) as error:
             raise invalid("messages", str(error)) from error
+
+    def _hearing(self, run_id: str, emit: Callable[[Event], None] | None) -> Callable[[Event], None]:
+        listeners = [watch(run_id) for watch in self._service.watchers]
+        listeners += [] if emit is None else [emit]
+
+        def hear(event: Event) -> None:
+            for listener in listeners:
+                listener(event)
+
+        return hear
 
     async def execute(self, run: Run) -> Trajectory:
         """Work on a prepared run to its end; draining may end it early."""
@@ -98,6 +112,8 @@ class Service:
         self._idle.set()
         self.state: State = "starting"
         """Where it is in its life."""
+        self.watchers: list[Watcher] = []
+        """Metrics, traces and logs: whoever wants to hear every run."""
         self.live: dict[str, Run] = {}
         """Runs that are being worked on, by trajectory id."""
         self.reloads = 0
@@ -107,6 +123,16 @@ class Service:
     def request_timeout_s(self) -> float:
         """Seconds that one answer may take."""
         return self._admission.request_timeout_s
+
+    @property
+    def agent(self) -> Agent | None:
+        """The agent that new requests get; `None` until the model is loaded."""
+        return self._agent
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return self._gate.waiting
 
     @property
     def running(self) -> int:
