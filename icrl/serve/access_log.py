@@ -41,7 +41,7 @@ def access_log(out: TextIO | None = None) -> Middleware:
                 "method": request.method,
                 "path": request.path[:200],
                 "status": None if response is None else response.status,
-                "bytes": None if response is None else response.body_length,
+                "bytes": None if response is None else response.body_length or response.content_length,
                 "wall_s": round(time.monotonic() - started, 6),
                 "trajectories": request.get(TRAJECTORIES, []),
             }

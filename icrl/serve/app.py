@@ -8,7 +8,7 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from icrl.serve import admin, chat, metrics, models, responses, trajectories
+from icrl.serve import admin, chat, metrics, models, page, responses, trajectories
 from icrl.serve.access import OPEN_PATHS, Keys
 from icrl.serve.access_log import access_log
 from icrl.serve.config import ServeConfig
@@ -44,7 +44,7 @@ def build_app(service: Service, config: ServeConfig, *, model_name: str) -> web.
     app[MODEL_NAME] = model_name
     app.router.add_get("/health", _health)
     app.router.add_get("/ready", _ready)
-    for routes in (models, chat, responses, trajectories, metrics, admin):
+    for routes in (models, chat, responses, page, trajectories, metrics, admin):
         routes.add_routes(app)
     return app
 

@@ -7,7 +7,7 @@ import time
 from aiohttp import web
 
 from icrl.errors import nearest
-from icrl.serve.keys import MODEL_NAME
+from icrl.serve.keys import MODEL_NAME, SERVICE
 from icrl.serve.problem import Problem
 
 __all__ = ["ALIAS", "add_routes", "check_model"]
@@ -36,15 +36,19 @@ def check_model(app: web.Application, name: str | None) -> None:
         raise Problem(404, message, param="model", code="model_not_found")
 
 
-def _card(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "icrl"}
+def _card(app: web.Application, name: str) -> dict[str, object]:
+    """Describe the model; what the protocol has no field for stands under `icrl`."""
+    agent = app[SERVICE].agent
+    specs = () if agent is None else agent.model.toolbox.specs
+    own = {"tools": [{"name": spec.name, "description": spec.description} for spec in specs]}
+    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "icrl", "icrl": own}
 
 
 async def _list(request: web.Request) -> web.Response:
-    return web.json_response({"object": "list", "data": [_card(request.app[MODEL_NAME])]})
+    return web.json_response({"object": "list", "data": [_card(request.app, request.app[MODEL_NAME])]})
 
 
 async def _one(request: web.Request) -> web.Response:
     name = request.match_info["model"]
     check_model(request.app, name)
-    return web.json_response(_card(name))
+    return web.json_response(_card(request.app, name))

@@ -18,11 +18,12 @@ from icrl.serve.models import check_model
 from icrl.serve.problem import Problem, invalid
 from icrl.serve.responses_items import ItemWriter
 from icrl.serve.responses_request import ResponsesRequest, read_ask
-from icrl.serve.store import ResponseStore
+from icrl.serve.store import ResponseStore, Stored
 from icrl.serve.stream import EventStream, encode_event
 from icrl.serve.usage import count
 from icrl.trajectory import StopReason, Trajectory
 from icrl.types import Message
+from icrl.wire import encode
 
 __all__ = ["STORE", "add_routes"]
 
@@ -77,13 +78,15 @@ async def create(request: web.Request) -> web.StreamResponse:
         if body.store is not False:
             # Instructions hold for one request only, as the protocol has it.
             kept = ask.messages[body.instructions is not None :]
-            request.app[STORE].put(
-                reply.name,
+            entry = Stored(
                 owner=caller,
                 response=reply.whole(trajectory),
                 input_items=_listed(body, reply.name),
                 messages=(*kept, *answer_messages(trajectory, reply.said)),
+                trajectory=encode(trajectory),
+                tokenizer=lease.agent.model.tokenizer,
             )
+            request.app[STORE].put(reply.name, entry)
         return answered
 
 

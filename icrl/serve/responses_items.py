@@ -148,6 +148,7 @@ class ItemWriter:
             item |= {"output": result.text, "status": "completed"}
         else:
             item |= {"error": {"type": "mcp_tool_execution_error", "content": result.text}, "status": "failed"}
+        item["icrl"] = {"wall_s": round(result.wall_s, 6)}
         outcome = "completed" if result.error is None else "failed"
         yield {"type": f"response.mcp_call.{outcome}", "item_id": item["id"], "output_index": index}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}

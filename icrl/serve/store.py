@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from icrl.serve.problem import Problem
+from icrl.tokenizer import Tokenizer
 from icrl.types import Message
 
 __all__ = ["ResponseStore", "Stored"]
@@ -26,6 +27,10 @@ class Stored:
     """What was sent, for `GET /v1/responses/{id}/input_items`."""
     messages: tuple[Message, ...]
     """The conversation, the answer included; what `previous_response_id` continues."""
+    trajectory: bytes
+    """The run, encoded by `icrl.wire`: a tenth of the memory."""
+    tokenizer: Tokenizer
+    """What decodes it; the model may have been replaced since."""
     expires: float = field(default=0.0)
     """Monotonic time after which it is gone."""
 
@@ -39,10 +44,8 @@ class ResponseStore:
         clock: Monotonic seconds.
 
     Example:
-        >>> store = ResponseStore(max_entries=1, ttl_s=60.0)
-        >>> store.put("resp_1", owner="me", response={"id": "resp_1"}, input_items=[], messages=())
-        >>> store.get("resp_1", owner="me").response
-        {'id': 'resp_1'}
+        >>> len(ResponseStore(max_entries=1, ttl_s=60.0))
+        0
     """
 
     def __init__(self, *, max_entries: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,23 +59,9 @@ class ResponseStore:
         self._forget()
         return len(self._entries)
 
-    def put(
-        self,
-        id: str,  # noqa: A002 - the protocol's word
-        *,
-        owner: str,
-        response: dict[str, Any],
-        input_items: list[dict[str, Any]],
-        messages: tuple[Message, ...],
-    ) -> None:
+    def put(self, id: str, entry: Stored) -> None:  # noqa: A002 - the protocol's word
         """Keep a response."""
-        self._entries[id] = Stored(
-            owner=owner,
-            response=response,
-            input_items=input_items,
-            messages=messages,
-            expires=self._clock() + self._ttl_s,
-        )
+        self._entries[id] = replace(entry, expires=self._clock() + self._ttl_s)
         self._forget()
 
     def get(self, id: str, *, owner: str, param: str | None = "id") -> Stored:  # noqa: A002
