@@ -29,7 +29,7 @@ def load_tasks(path: Path, *, require_answers: bool = True) -> tuple[Task, ...]:
 
     Args:
         path: The file.
-        require_answers: Refuse tasks without answers, which cannot be scored.
+        require_answers: Refuse tasks with neither answers nor tests in their metadata, which cannot be scored.
 
     Raises:
         DataError: The file cannot be read, is empty, or a line is wrong; the message names the line and the key.
@@ -72,11 +72,11 @@ class _Line:
         if not isinstance(query, str) or not query.strip():
             self._refuse(f"question: needs text, not {query!r}" if query is not None else "question: is missing")
         answers = self._answers(self._one_of(record, _ANSWERS))
-        if require_answers and not answers:
-            self._refuse("answers: is missing; a question without reference answers cannot be scored")
         metadata = record.get("metadata") or {}
         if not isinstance(metadata, dict):
             self._refuse(f"metadata: needs an object, not {metadata!r}")
+        if require_answers and not answers and "tests" not in metadata:
+            self._refuse("answers: is missing; a question without reference answers or metadata.tests cannot be scored")
         return Task(query=query, answers=answers, id=self._id(record.get("id")), metadata=metadata)
 
     def _record(self, line: bytes) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ def test_answers_may_be_absent_where_nothing_is_scored(tasks):
         (b'{"question": "a", "answer": }', "not valid JSON: JSON is malformed: invalid character (byte 28)"),
         (b'{"question": "\xff"}', "not valid JSON: "),
         ([1], "needs a JSON object, not list"),
-        ({"question": "a"}, "answers: is missing; a question without reference answers cannot be scored"),
+        ({"question": "a"}, "answers: is missing; a question without reference answers or metadata.tests cannot be scored"),
         ({"question": "a", "answers": []}, "answers: is missing"),
         ({"question": "a", "answers": None}, "answers: is missing"),
         ({"answers": ["x"]}, "question: is missing"),
@@ -121,3 +121,11 @@ def test_epochs_and_seeds_shuffle_differently():
 def test_nothing_to_draw_from_is_refused():
     with pytest.raises(ConfigError, match="tasks: there are none"):
         TaskSampler([], 0)
+
+
+def test_a_task_with_tests_needs_no_answers(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"question": "Square a number.", "metadata": {"tests": [{"stdin": "3", "stdout": "9"}]}}\n')
+    (task,) = load_tasks(path)
+    assert task.answers == ()
+    assert task.metadata["tests"][0]["stdout"] == "9"
