@@ -8,7 +8,7 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from icrl.serve import admin, chat, metrics, models, page, responses, trajectories
+from icrl.serve import admin, chat, metrics, models, openapi, page, responses, trajectories
 from icrl.serve.access import OPEN_PATHS, Keys
 from icrl.serve.access_log import access_log
 from icrl.serve.config import ServeConfig
@@ -44,7 +44,7 @@ def build_app(service: Service, config: ServeConfig, *, model_name: str) -> web.
     app[MODEL_NAME] = model_name
     app.router.add_get("/health", _health)
     app.router.add_get("/ready", _ready)
-    for routes in (models, chat, responses, page, trajectories, metrics, admin):
+    for routes in (models, chat, responses, page, trajectories, metrics, admin, openapi):
         routes.add_routes(app)
     return app
 
@@ -70,7 +70,10 @@ async def _explained(request: web.Request, handler: Handler) -> web.StreamRespon
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return _of_http(error, request).response()
+        response = _of_http(error, request).response()
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return response
     except Exception:
         _LOG.exception("request %s failed", request[REQUEST_ID])
         message = f"the server failed; its log names request {request[REQUEST_ID]}"
