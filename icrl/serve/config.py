@@ -88,6 +88,8 @@ class ServeConfig:
     """Also write every trajectory to this JSONL file (rotated); off by default, because it holds what people wrote."""
     log_redact: bool = False
     """Write only token counts, timings and stop reasons there, no text and no tokens."""
+    telemetry: bool = False
+    """Make OpenTelemetry spans (the `otel` extra), sent wherever the process' tracer provider sends them."""
     access_log: bool = True
     """Write one JSON line a request to standard error."""
 

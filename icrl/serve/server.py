@@ -19,6 +19,8 @@ from icrl.serve.app import build_app
 from icrl.serve.config import ServeConfig
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
+from icrl.serve.telemetry import Telemetry
+from icrl.serve.training_log import TrainingLog
 
 __all__ = ["Server", "run_until_signalled", "running"]
 
@@ -49,9 +51,16 @@ async def running(config: ServeConfig, open_agent: Callable[[], Agent] | None = 
     Raises:
         ConfigError: The port is taken, or the host is none of this machine's.
     """
-    sock = _bind(config)
+    name = config.name or _name(config.model)
     service = Service(open_agent or (lambda: _agent(config)), config.admission)
-    app = build_app(service, config, model_name=config.name or _name(config.model))
+    if config.telemetry:
+        service.watchers.append(Telemetry(name).watch)
+    log = None
+    if config.log_trajectories is not None:
+        log = TrainingLog(config.log_trajectories, redact=config.log_redact)
+        service.watchers.append(log.watch)
+    app = build_app(service, config, model_name=name)
+    sock = _bind(config)
     runner = web.AppRunner(
         app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0
     )
@@ -69,6 +78,8 @@ async def running(config: ServeConfig, open_agent: Callable[[], Agent] | None = 
     finally:
         await runner.cleanup()
         await service.aclose()
+        if log is not None:
+            await asyncio.to_thread(log.close)
 
 
 async def run_until_signalled(config: ServeConfig, tell: Callable[[str], None]) -> None:
