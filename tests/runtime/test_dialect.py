@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icrl.errors import ConfigError
-from icrl.runtime.dialect import HermesDialect, XmlDialect, find_dialect
+from icrl.runtime.dialect import FenceDialect, HermesDialect, XmlDialect, find_dialect
+from icrl.runtime.dialects.fence_text import unboxed
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
@@ -18,18 +19,30 @@ SEARCH = ToolSpec(
     description="Search.",
     parameters={"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]},
 )
-FRAGMENTS = ["<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>", "<tool_call>", "</tool_call>"]
+FENCES = ["```python\n", "\n```\n", "```text\n", "`", "<code>", "</code>", "\\boxed{", "}"]
+FRAGMENTS = [
+    *FENCES,
+    "<think>",
+    "</think>",
+    "<search>",
+    "</search>",
+    "<answer>",
+    "</answer>",
+    "<tool_call>",
+    "</tool_call>",
+]
 turns = st.lists(st.sampled_from([*FRAGMENTS, '{"name": "search"}', " x ", '"', "\n"]), max_size=10).map("".join)
 
 
 def test_dialects_by_name():
     assert find_dialect("xml") == XmlDialect()
     assert find_dialect("hermes") == HermesDialect()
-    with pytest.raises(ConfigError, match=r"'hermse' is not one of xml, hermes\. Did you mean 'hermes'\?"):
+    assert find_dialect("fence") == FenceDialect()
+    with pytest.raises(ConfigError, match=r"'hermse' is not one of xml, hermes, fence\. Did you mean 'hermes'\?"):
         find_dialect("hermse")
 
 
-@pytest.mark.parametrize("name", ["xml", "hermes"])
+@pytest.mark.parametrize("name", ["xml", "hermes", "fence"])
 @given(text=turns, size=st.integers(1, 9))
 def test_the_streaming_parser_agrees_with_parse(name, text, size):
     dialect = find_dialect(name)
@@ -45,6 +58,11 @@ def test_the_streaming_parser_agrees_with_parse(name, text, size):
     if name == "xml":
         assert all(call.arguments["query"] in called for call in sound)
         assert not reply.answer or reply.answer in [body.strip() for kind, body in blocks if kind == "answer"]
+    elif name == "fence":
+        assert all(call.arguments["query"].strip() in "".join(called) for call in sound)
+        said = [body for kind, body in blocks if kind == "answer"]
+        assert not reply.answer or reply.answer in [text.strip() for body in said for text in (body, unboxed(body))]
+        assert reply.calls or not called
     else:
         assert len(reply.calls) >= len(called)
         assert reply.calls or (reply.answer or "") == "".join(body for kind, body in blocks if kind == "text").strip()
@@ -52,7 +70,7 @@ def test_the_streaming_parser_agrees_with_parse(name, text, size):
     assert "".join(reply.thought.split()) == "".join(thought.split())
 
 
-@pytest.mark.parametrize("name", ["xml", "hermes"])
+@pytest.mark.parametrize("name", ["xml", "hermes", "fence"])
 @given(ids=st.lists(st.integers(0, TINY.vocab_size - 1), max_size=40))
 def test_any_tokens_can_be_parsed(name, ids):
     reply = find_dialect(name).parse(TINY, ids, tools=[SEARCH], turn=7)

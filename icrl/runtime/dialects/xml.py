@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 
 from icrl.errors import DataError
 from icrl.runtime.dialects.foreign import escape, shown
+from icrl.runtime.dialects.inline import inline_prompt, user_turn
 from icrl.runtime.dialects.protocol import Reply
-from icrl.runtime.dialects.segments import after_turn, conversation, observation, prompt_segments, separator
+from icrl.runtime.dialects.segments import observation
 from icrl.runtime.dialects.xml_parser import Block, XmlParser, grammar
 from icrl.runtime.dialects.xml_text import (
     assistant_text,
@@ -23,7 +23,7 @@ from icrl.runtime.dialects.xml_text import (
 )
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tokenizer import Rendered, Tokenizer
-from icrl.trajectory import Role, Segment
+from icrl.trajectory import Segment
 from icrl.types import Demonstration, Message, ToolCall, ToolResult
 
 __all__ = ["XmlDialect"]
@@ -98,30 +98,17 @@ class XmlDialect:
             DataError: The conversation does not end in a user message, or the template refuses it.
         """
         grammar(tuple(spec.name for spec in tools))
-        system, turns = conversation(messages)
         opening = instruction_text(self.instruction if instruction is None else instruction, tools)
-        examples = [example(demonstration, tools, self.query_prefix) for demonstration in demonstrations]
-        chat = self._chat("".join((opening, *examples, f"{system}\n\n" if system else "")), turns, tools)
-        query = len(chat[-1].content) - len(self.query_prefix + turns[-1].content)
-        cuts = [(0, at) for at in accumulate(map(len, examples), initial=len(opening))]
-        demos: list[Role] = ["demo"] * len(examples)
-        history: list[Role] = ["history"] if system or len(turns) > 1 else []
-        cuts += [(len(chat) - 1, query)] * len(history)
-        return prompt_segments(tokenizer, tokenizer.render(chat, cuts=cuts), ["system", *demos, *history, "query"])
-
-    def _chat(self, head: str, turns: Sequence[Message], tools: Sequence[ToolSpec]) -> list[Message]:
-        """Join each assistant turn with its calls and results, and put the head into the first user message."""
-        chat: list[Message] = [] if turns[0].role == "user" else [Message(role="user", content="")]
-        for message in turns:
-            if message.role == "user":
-                chat.append(Message(role="user", content=self.query_prefix + message.content))
-                continue
-            text = assistant_text(message, tools) if message.role == "assistant" else _told(message, tools)
-            if chat[-1].role == "assistant":
-                text = chat.pop().content + text
-            chat.append(Message(role="assistant", content=text))
-        chat[0] = Message(role="user", content=head + chat[0].content)
-        return chat
+        return inline_prompt(
+            tokenizer,
+            messages,
+            opening=opening,
+            examples=[example(demonstration, tools, self.query_prefix) for demonstration in demonstrations],
+            query_prefix=self.query_prefix,
+            write=lambda message: (
+                assistant_text(message, tools) if message.role == "assistant" else _told(message, tools)
+            ),
+        )
 
     def parse(self, tokenizer: Tokenizer, ids: Sequence[int], *, tools: Sequence[ToolSpec], turn: int) -> Reply:
         """Read one turn: the first closing tag decides between a call and an answer; see `Dialect.parse`."""
@@ -157,10 +144,7 @@ class XmlDialect:
         ended = bool(sampled) and sampled[-1] in tokenizer.eos_ids
         wrapped = [information(r.text).strip() if ended else information(r.text) for r in cut]
         told = tuple(observation(tokenizer, Rendered() + w, r, turn) for w, r in zip(wrapped, cut, strict=True))
-        if not ended:
-            return told
-        before, after = _between_turns(tokenizer)
-        return separator(tokenizer, before, turn) + told + separator(tokenizer, after, turn)
+        return user_turn(tokenizer, told, turn) if ended else told
 
     def well_formed(self, segments: Sequence[Segment]) -> bool:
         """Say whether a response is (thought, call, information) once or more, then thought, answer.
@@ -197,11 +181,3 @@ def _is_call_turn(segment: Segment) -> bool:
 def _call_turn(name: str) -> re.Pattern[str]:
     own = f"</?(?:think|answer|information|{name})>"
     return re.compile(rf"{_THOUGHT}<{name}>(?:(?!{own}).)+</{name}>\s*", re.DOTALL)
-
-
-@lru_cache(maxsize=16)
-def _between_turns(tokenizer: Tokenizer) -> tuple[Rendered, Rendered]:
-    """Return what the template writes between an assistant's turn and a user's text, and between that and the next."""
-    user, assistant = Message(role="user", content="?"), Message(role="assistant", content="!")
-    before, user_turn = tokenizer.render([user, assistant, user], cuts=[(2, 0)])
-    return after_turn(tokenizer, before)[1], user_turn.split(1)[1]

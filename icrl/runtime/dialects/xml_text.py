@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from icrl.errors import DataError
-from icrl.runtime.dialects.arguments import read_object
+from icrl.runtime.dialects.arguments import bare_text, read_object, text_parameter
 from icrl.runtime.dialects.foreign import escape
 from icrl.runtime.dialects.xml_parser import RESERVED
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.types import Demonstration, Message
 
 __all__ = ["assistant_text", "example", "information", "instruction_text", "read_arguments", "reserved_tags"]
-
-_MARGIN = re.compile(r"\A(?:[ \t]*\r?\n)+|\A[ \t]+")
 
 
 def instruction_text(template: str, tools: Sequence[ToolSpec]) -> str:
@@ -34,18 +31,10 @@ def instruction_text(template: str, tools: Sequence[ToolSpec]) -> str:
 
 
 def _usage(spec: ToolSpec) -> str:
-    bare = _bare_parameter(spec)
+    bare = text_parameter(spec)
     properties = spec.parameters.get("properties", {})
     body = bare or msgspec.json.encode({key: value.get("type", "any") for key, value in properties.items()}).decode()
     return f"<{spec.name}> {body} </{spec.name}>: {spec.description}"
-
-
-def _bare_parameter(spec: ToolSpec | None) -> str | None:
-    """Return the parameter whose value stands between the tags as it is, where the tool has just one."""
-    if spec is None or len(required := spec.parameters.get("required", ())) != 1:
-        return None
-    name: str = required[0]
-    return name if spec.parameters.get("properties", {}).get(name, {}).get("type") == "string" else None
 
 
 def read_arguments(spec: ToolSpec, body: str) -> dict[str, Any]:
@@ -58,18 +47,19 @@ def read_arguments(spec: ToolSpec, body: str) -> dict[str, Any]:
     Raises:
         DataError: The body does not fit; the message is for the model.
     """
-    bare = _bare_parameter(spec)
+    bare = text_parameter(spec)
     if not body.strip():
         wanted = f"the {bare}" if bare else "a JSON object of arguments"
         raise DataError(f"<{spec.name}> is empty; write {wanted} between the tags")
     if bare:
-        return {bare: _MARGIN.sub("", body).rstrip()}
+        return {bare: bare_text(body)}
     return read_object(body, f"the body of <{spec.name}>")
 
 
 def call_text(name: str, arguments: Mapping[str, Any], tools: Iterable[ToolSpec]) -> str:
     """Write a call; the inverse of `read_arguments`."""
-    bare = _bare_parameter(next((spec for spec in tools if spec.name == name), None))
+    spec = next((spec for spec in tools if spec.name == name), None)
+    bare = None if spec is None else text_parameter(spec)
     text = arguments[bare] if bare and arguments.keys() == {bare} else msgspec.json.encode(arguments).decode()
     space = "\n" if "\n" in text else " "
     return f"<{name}>{space}{text}{space}</{name}>"

@@ -1,0 +1,75 @@
+"""Conversations of dialects that write tool use as plain text, results included, into turns of any chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import accumulate
+
+from icrl.runtime.dialects.segments import after_turn, conversation, prompt_segments, separator
+from icrl.tokenizer import Rendered, Tokenizer
+from icrl.trajectory import Role, Segment
+from icrl.types import Message
+
+__all__ = ["inline_prompt", "user_turn"]
+
+
+def inline_prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    opening: str,
+    examples: Sequence[str],
+    query_prefix: str,
+    write: Callable[[Message], str],
+) -> tuple[Segment, ...]:
+    """Render a conversation whose first user message also holds instruction, worked examples and system text.
+
+    Args:
+        tokenizer: Renders and encodes.
+        messages: The conversation.
+        opening: The instruction.
+        examples: The worked examples, in the form of the dialect.
+        query_prefix: Stands before every user message.
+        write: Writes an assistant's or a tool's message; those that follow each other are joined as they are.
+
+    Raises:
+        DataError: The conversation does not end in a user message, or the template refuses it.
+    """
+    system, turns = conversation(messages)
+    chat = _chat("".join((opening, *examples, f"{system}\n\n" if system else "")), turns, query_prefix, write)
+    query = len(chat[-1].content) - len(query_prefix + turns[-1].content)
+    cuts = [(0, at) for at in accumulate(map(len, examples), initial=len(opening))]
+    demos: list[Role] = ["demo"] * len(examples)
+    history: list[Role] = ["history"] if system or len(turns) > 1 else []
+    cuts += [(len(chat) - 1, query)] * len(history)
+    return prompt_segments(tokenizer, tokenizer.render(chat, cuts=cuts), ["system", *demos, *history, "query"])
+
+
+def _chat(head: str, turns: Sequence[Message], query_prefix: str, write: Callable[[Message], str]) -> list[Message]:
+    """Join each assistant turn with its calls and results, and put the head into the first user message."""
+    chat: list[Message] = [] if turns[0].role == "user" else [Message(role="user", content="")]
+    for message in turns:
+        if message.role == "user":
+            chat.append(Message(role="user", content=query_prefix + message.content))
+            continue
+        text = write(message)
+        if chat[-1].role == "assistant":
+            text = chat.pop().content + text
+        chat.append(Message(role="assistant", content=text))
+    chat[0] = Message(role="user", content=head + chat[0].content)
+    return chat
+
+
+def user_turn(tokenizer: Tokenizer, told: Sequence[Segment], turn: int) -> tuple[Segment, ...]:
+    """Put results into a user turn of their own and open the model's next one; the model had ended its last."""
+    before, after = _between_turns(tokenizer)
+    return (*separator(tokenizer, before, turn), *told, *separator(tokenizer, after, turn))
+
+
+@lru_cache(maxsize=16)
+def _between_turns(tokenizer: Tokenizer) -> tuple[Rendered, Rendered]:
+    """Return what the template writes between an assistant's turn and a user's text, and between that and the next."""
+    user, assistant = Message(role="user", content="?"), Message(role="assistant", content="!")
+    before, question = tokenizer.render([user, assistant, user], cuts=[(2, 0)])
+    return after_turn(tokenizer, before)[1], question.split(1)[1]
