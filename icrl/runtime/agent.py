@@ -51,7 +51,7 @@ class Agent:
         tools: What the model may call: tools, names of tools such as `"search"`, or a `Toolbox`; by default what the
             model was trained with.
         index: The search index, a directory or an address; by default the one the model was trained with.
-        dialect: `"xml"`, `"hermes"` or a `Dialect`; by default the one the model was trained with.
+        dialect: `"xml"`, `"hermes"`, `"fence"` or a `Dialect`; by default the one the model was trained with.
         instruction: Replaces the dialect's instruction.
         demonstrations: Worked examples to show in every prompt.
         limits: When a run has to end.

@@ -26,7 +26,7 @@ class AgentSettings:
     """
 
     dialect: str = "xml"
-    """`xml` or `hermes`."""
+    """`xml`, `hermes` or `fence`."""
     instruction: str | None = None
     """Replaces the dialect's instruction."""
     tools: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from icrl.runtime.agent import Agent
 from icrl.runtime.rollout import Plan, Rollout
 from icrl.seeds import seed_for
 from icrl.train.metrics import Evaluation
-from icrl.train.rewards import QuestionReward, checked, f1
+from icrl.train.rewards import Matcher, QuestionReward, checked, f1, strict
 from icrl.train.statistics import mean, mean_interval
 from icrl.trajectory import Group, Trajectory
 from icrl.types import Demonstration, SamplingParams, Task
@@ -27,6 +27,7 @@ async def evaluate(
     *,
     demonstrations: Sequence[Demonstration] = (),
     sampling: SamplingParams | None = None,
+    match: Matcher = strict,
     samples: int = 1,
     seed: int = 0,
     concurrency: int = 256,
@@ -38,6 +39,7 @@ async def evaluate(
         tasks: Tasks with reference answers.
         demonstrations: Shown in every prompt.
         sampling: How to sample; greedy by default.
+        match: What counts as a match of an answer.
         samples: Trajectories a task.
         seed: Selects the random streams.
         concurrency: Trajectories in flight at most.
@@ -46,7 +48,7 @@ async def evaluate(
         The counts, and the groups they were taken from in the order of the tasks.
     """
     started = time.monotonic()
-    reward = checked(QuestionReward(well_formed=agent.model.dialect.well_formed))
+    reward = checked(QuestionReward(well_formed=agent.model.dialect.well_formed, match=match))
     rollout = Rollout(
         agent, score=reward, sampling=sampling or SamplingParams(temperature=0.0), concurrency=concurrency
     )
@@ -83,7 +85,17 @@ def _count(groups: Sequence[Group], samples: int, shots: int, wall_s: float) -> 
         errors=sum(t.error is not None for t in trajectories),
         wall_s=wall_s,
         stop_reasons=dict(Counter(str(t.stop_reason) for t in trajectories).most_common()),
+        em_by_world=_by_world(groups, matches),
     )
+
+
+def _by_world(groups: Sequence[Group], matches: Sequence[float]) -> dict[str, float]:
+    """Average over the tasks of each world, where the tasks name more than one."""
+    parts: dict[str, list[float]] = {}
+    for group, match in zip(groups, matches, strict=True):
+        if (world := group.task.metadata.get("world")) is not None:
+            parts.setdefault(str(world), []).append(match)
+    return {world: mean(values) for world, values in sorted(parts.items())} if len(parts) > 1 else {}
 
 
 def called(trajectory: Trajectory) -> bool:

@@ -14,9 +14,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from icrl.runtime.agent import Agent
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
-from icrl.runtime.model import find_model, open_tools
+from icrl.runtime.model import find_model
 from icrl.runtime.rollout import Rollout
+from icrl.runtime.sandbox.result import Executor
 from icrl.runtime.store import TrajectoryStore
+from icrl.runtime.toolset import open_tools
 from icrl.tokenizer import ChatTokenizer
 from icrl.train.checkpoint import RunState, checkpoint_directory, latest_checkpoint, load_state
 from icrl.train.config import QUESTION_REWARD, TrainConfig
@@ -25,7 +27,8 @@ from icrl.train.data import Data
 from icrl.train.evaluate import evaluate
 from icrl.train.interrupt import on_interrupt
 from icrl.train.metrics import Evaluation, EvaluationLog, EvaluationPoint, MetricsLog, StepMetrics
-from icrl.train.rewards import QuestionReward, Reward, checked, load_reward
+from icrl.train.rewards import Matcher, Reward, checked, close_reward, find_reward
+from icrl.train.rewards.selection import REWARDS, find_matcher
 from icrl.train.source import Interrupted, RolloutSource
 from icrl.train.summary import RunFacts
 from icrl.train.sync import merged_weights
@@ -71,6 +74,8 @@ class Session:
     """Leads into the event loop's thread."""
     agent: Agent
     """The agent that is trained; open."""
+    matcher: Matcher
+    """What evaluation counts as a match."""
     source: RolloutSource
     """Makes the trainer's rows."""
     evaluations: EvaluationLog
@@ -121,7 +126,14 @@ class Session:
         self.source.sync(self.trainer.plain_model, version=self.step)
         chosen = self.data.held_out[:tasks] if tasks else self.data.held_out
         result, groups = self.portal.call(
-            partial(evaluate, self.agent, chosen, seed=self.config.seed, concurrency=self.config.rollout.concurrency)
+            partial(
+                evaluate,
+                self.agent,
+                chosen,
+                match=self.matcher,
+                seed=self.config.seed,
+                concurrency=self.config.rollout.concurrency,
+            )
         )
         self.samples = groups[:4]
         self.evaluations.append(EvaluationPoint(step=self.step, evaluation=result))
@@ -180,10 +192,13 @@ def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: S
         portal = stack.enter_context(start_blocking_portal())
         resume_at = state.step if state else None
         agent, engine = _open_agent(config, portal, stack)
+        reward, matcher = _reward(config, agent), _matcher(config)
+        for judge in (reward, matcher):
+            stack.callback(portal.call, close_reward, judge)
         source = RolloutSource(
             config=config,
             portal=portal,
-            rollout=portal.call(_rollout, config, agent),
+            rollout=portal.call(_rollout, config, agent, reward),
             sink=engine,
             sampler=TaskSampler(data.train, config.seed),
             demonstrations=data.demonstrations,
@@ -199,6 +214,7 @@ def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: S
             data=data,
             portal=portal,
             agent=agent,
+            matcher=matcher,
             source=source,
             evaluations=stack.enter_context(EvaluationLog(directory / "evaluations.jsonl", resume_at=resume_at)),
             checkpoint=checkpoint,
@@ -223,7 +239,7 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
     portal.call(engine.start)
     agent = Agent(
         engine,
-        tools=portal.call(open_tools, settings),
+        tools=portal.call(open_tools, settings.tools, settings),
         dialect=settings.dialect,
         instruction=settings.instruction,
         limits=settings.limits,
@@ -233,23 +249,35 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
     return agent, engine
 
 
-async def _rollout(config: TrainConfig, agent: Agent) -> Rollout:
+async def _rollout(config: TrainConfig, agent: Agent, reward: Reward) -> Rollout:
     return Rollout(
         agent,
-        score=checked(_reward(config, agent)),
+        score=checked(reward),
         sampling=SamplingParams(temperature=config.rollout.temperature, max_tokens=config.limits.max_tokens),
         concurrency=config.rollout.concurrency,
     )
 
 
+def _sandbox() -> Executor:
+    from icrl.runtime.sandbox.sandbox import Sandbox
+
+    return Sandbox()
+
+
 def _reward(config: TrainConfig, agent: Agent) -> Reward:
-    if config.reward != QUESTION_REWARD:
-        return load_reward(config.reward)
-    return QuestionReward(
+    return find_reward(
+        config.reward,
         well_formed=agent.model.dialect.well_formed,
+        executor=_sandbox,
         em_weight=config.weights.exact_match,
         format_weight=config.weights.format,
+        call_penalty=config.weights.call_penalty,
     )
+
+
+def _matcher(config: TrainConfig) -> Matcher:
+    """Return what evaluation counts as a match: the built-in reward's own, and equality beside a user's reward."""
+    return find_matcher(config.reward if config.reward in REWARDS else QUESTION_REWARD, executor=_sandbox)
 
 
 def _store(directory: Path, state: RunState | None) -> TrajectoryStore:
