@@ -1,0 +1,1 @@
+"""The web as tools: searching it through providers, and reading pages behind a gate."""
