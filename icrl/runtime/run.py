@@ -49,7 +49,7 @@ class Run:
     """Works on one task until something stops it."""
 
     id: str
-    """Trajectory id; also the engine session."""
+    """Trajectory id; also the session of engine and tools."""
     task: Task
     """What is asked."""
     prompt: tuple[Segment, ...]
@@ -99,7 +99,10 @@ class Run:
             reason, error = StopReason.ERROR, Failure(kind=type(failure).__name__, message=str(failure))
         finally:
             timer.cancel()
-            await _reap(self._aborting)
+            try:
+                await _reap(self._aborting)
+            finally:
+                await self.toolbox.end(self.id)
         wall_s = time.monotonic() - started
         self._tell(RunStopped(stop_reason=reason, answer=answer, wall_s=wall_s, error=error))
         trajectory = self.recording.trajectory()
@@ -253,7 +256,7 @@ class Run:
 
     async def _call(self, call: ToolCall) -> ToolResult:
         self._tell(CallStarted(call=call))
-        result = await self.toolbox.run(call, deadline_s=self._deadline - time.monotonic())
+        result = await self.toolbox.run(call, deadline_s=self._deadline - time.monotonic(), session=self.id)
         self._tell(CallFinished(call=call, result=result))
         return result
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from icrl.errors import ToolError
 from icrl.runtime.tools.tool import ToolPolicy, ToolSpec
+from icrl.seeds import seed_for
 
-__all__ = ["EchoTool", "FailingTool", "HangingTool"]
+__all__ = ["EchoTool", "FailingTool", "FaultyTool", "HangingTool"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class _FakeTool:
     """Arguments of every call, in order."""
     closed: int = 0
     """How often it was closed."""
+    fingerprint: str = ""
+    """What decides its answers besides the arguments."""
 
     @property
     def spec(self) -> ToolSpec:
@@ -108,3 +111,60 @@ class HangingTool(_FakeTool):
                 if ignored == self.swallows:
                     raise
                 ignored += 1
+
+
+@dataclass(slots=True, kw_only=True)
+class FaultyTool(_FakeTool):
+    """Answers most calls; of the others some hang, some raise, and some are answered with a flood.
+
+    What becomes of a call depends on its number and the seed only.
+
+    Example:
+        >>> tool = FaultyTool(raises=1.0)
+        >>> asyncio.run(tool({"text": "hi"}))
+        Traceback (most recent call last):
+        RuntimeError: call 0 was to fail
+        >>> tool.faults
+        ['raises']
+    """
+
+    name: str = "faulty"
+    """What the model calls it."""
+    hangs: float = 0.0
+    """Share of calls that are never answered."""
+    raises: float = 0.0
+    """Share of calls that raise."""
+    floods: float = 0.0
+    """Share of calls that are answered with `flood_chars` characters."""
+    flood_chars: int = 10_000_000
+    """Length of a flood."""
+    seed: int = 0
+    """Chooses which calls."""
+    faults: list[str] = field(default_factory=list)
+    """What became of every call, in order: `""` where it was answered."""
+    running: int = 0
+    """Calls that have not ended."""
+
+    async def __call__(self, arguments: Mapping[str, Any]) -> str:
+        """Answer with the text, or fail in one of three ways."""
+        number = len(self.calls)
+        self.calls.append(arguments)
+        fault = self._fault(number)
+        self.faults.append(fault)
+        self.running += 1
+        try:
+            if fault == "hangs":
+                await asyncio.Event().wait()
+            if fault == "raises":
+                raise RuntimeError(f"call {number} was to fail")
+            return "x" * self.flood_chars if fault == "floods" else str(next(iter(arguments.values()), ""))
+        finally:
+            self.running -= 1
+
+    def _fault(self, number: int) -> str:
+        drawn = seed_for(self.seed, "fault", number) % 10_000 / 10_000
+        for fault, share in (("hangs", self.hangs), ("raises", self.raises), ("floods", self.floods)):
+            if drawn < share:
+                return fault
+            drawn -= share
+        return ""

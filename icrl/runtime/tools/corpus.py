@@ -12,7 +12,7 @@ import msgspec
 
 from icrl.errors import DataError, nearest
 
-__all__ = ["TOKENIZER", "Document", "Hit", "read_corpus", "words"]
+__all__ = ["TOKENIZER", "Document", "Hit", "read_corpus", "split_contents", "words"]
 
 TOKENIZER = "lower-words-1"
 """Names what `words` does; an index is only opened by the tokenizer that built it."""
@@ -119,10 +119,16 @@ def _parse(line: bytes, where: str, position: str) -> Document:
     if raw.text is None and raw.contents is None:
         keys = ", ".join(map(repr, msgspec.json.decode(line))) or "none"
         raise DataError(f"{where}: has neither 'text' nor 'contents' (its fields: {keys})")
-    title, text = (raw.title or "", raw.text) if raw.text is not None else _split(raw.contents or "")
+    title, text = (raw.title or "", raw.text) if raw.text is not None else split_contents(raw.contents or "")
     return Document(id=position if raw.id is None else str(raw.id), title=title, text=text)
 
 
-def _split(contents: str) -> tuple[str, str]:
+def split_contents(contents: str) -> tuple[str, str]:
+    r"""Split what Search-R1 calls contents into title and text.
+
+    Example:
+        >>> split_contents('"Rikor"\nIts code is 113.')
+        ('Rikor', 'Its code is 113.')
+    """
     title, newline, text = contents.partition("\n")
     return (title.strip().strip('"'), text) if newline else ("", contents)

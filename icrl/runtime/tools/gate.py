@@ -31,6 +31,11 @@ class Gate:
         self._max_queue = max_queue
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return len(self._waiting)
+
     def try_enter(self) -> bool:
         """Take a slot if one is free; a queue means that none is."""
         if self._free == 0:

@@ -1,59 +1,39 @@
-"""The search index on disk: built from JSON lines, mapped into memory when opened."""
+"""The BM25 index on disk: built from JSON lines in bounded memory, mapped into memory when opened.
+
+    index.json                      description: parameters, hash of the corpus, sizes of the files
+    words.txt, words.npy            vocabulary
+    0/, 1/, …                       shards: consecutive parts of the corpus, each with postings and documents
+
+Scores are computed when the index is built, and with the figures of the whole corpus. So they can be compared across
+shards, and the documents found do not depend on how many there are.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import mmap
-import os
-import secrets
-import shutil
-from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 
 from icrl.errors import ConfigError, DataError
+from icrl.imports import require
 from icrl.runtime.tools import bm25
-from icrl.runtime.tools.corpus import TOKENIZER, Document, Hit, read_corpus, words
-from icrl.wire import decode, encode
+from icrl.runtime.tools.building import CorpusReader, reading, replacing
+from icrl.runtime.tools.corpus import Document, Hit, words
+from icrl.runtime.tools.documents import Documents, DocumentWriter
+from icrl.runtime.tools.index_meta import IndexMeta, read_meta, sizes, write_meta
+from icrl.runtime.tools.postings import Collector, Statistics, save_postings
+from icrl.runtime.tools.retrievers.protocol import check_k
+from icrl.runtime.tools.vocabulary import Vocabulary, write_vocabulary
 
 __all__ = ["Bm25Index", "IndexMeta", "build_index"]
 
-META = "index.json"
-DOCUMENTS = "documents.jsonl"
-OFFSETS = "offsets.npy"
-SWAP_ATTEMPTS = 3
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexMeta:
-    """What an index says about itself."""
-
-    format: Literal["icrl-bm25"] = "icrl-bm25"
-    """Tells an index from any other directory."""
-    version: int = 1
-    """Version of the format."""
-    tokenizer: str
-    """How texts were split into words."""
-    k1: float
-    """How fast repeated words saturate."""
-    b: float
-    """How much a document's length counts."""
-    documents: int
-    """Number of documents."""
-    words: int
-    """Size of the vocabulary."""
-    postings: int
-    """Number of pairs of a word and a document that has it."""
-    corpus_sha256: str
-    """Hash of the corpus file that it was built from."""
-
-
-def build_index(corpus: Path, out: Path, *, k1: float = 1.2, b: float = 0.75, show_progress: bool = True) -> IndexMeta:
+def build_index(
+    corpus: Path, out: Path, *, k1: float = 1.2, b: float = 0.75, shards: int = 1, show_progress: bool = True
+) -> IndexMeta:
     """Build an index from a corpus of JSON lines (`icrl.runtime.tools.corpus.read_corpus` says which).
 
     The index appears at `out` only once it is complete; an index that is there already is replaced.
@@ -63,10 +43,11 @@ def build_index(corpus: Path, out: Path, *, k1: float = 1.2, b: float = 0.75, sh
         out: The directory to make.
         k1: How fast repeated words saturate.
         b: How much a document's length counts, 0 to 1.
+        shards: Parts to cut the index into, of about equal size in bytes of the corpus; fewer where documents are few.
         show_progress: Whether to draw a progress bar on standard error.
 
     Raises:
-        ConfigError: `k1` or `b` is out of range, or `out` holds something that is not an index.
+        ConfigError: `k1`, `b` or `shards` is out of range, or `out` holds something that is not an index.
         DataError: A line of the corpus is broken or there is none, or `out` cannot be written.
         MissingExtraError: The search extra is not installed.
     """
@@ -74,125 +55,86 @@ def build_index(corpus: Path, out: Path, *, k1: float = 1.2, b: float = 0.75, sh
         raise ConfigError(f"k1: must be >= 0, not {k1!r}")
     if not 0 <= b <= 1:
         raise ConfigError(f"b: must be from 0 to 1, not {b!r}")
-    out = Path(out).resolve()
-    _check_replaceable(out)
-    fresh = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        fresh.mkdir(parents=True)
-        meta = _write(Path(corpus), fresh, k1=k1, b=b, show_progress=show_progress)
-        _install(fresh, out)
-    except OSError as error:
-        raise DataError(f"{out}: the index cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    if shards < 1:
+        raise ConfigError(f"shards: must be >= 1, not {shards!r}")
+    require("numpy", extra="search")
+    with replacing(out) as directory, reading(corpus, show_progress=show_progress) as reader:
+        meta = _write(reader, directory, k1=k1, b=b, shards=shards)
+        write_meta(directory, meta)
     return meta
 
 
-def _check_replaceable(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and (_is_index(out) or not any(out.iterdir()))):
-        return
-    raise ConfigError(f"out: {out} exists and is not a search index; choose another directory")
-
-
-def _is_index(directory: Path) -> bool:
-    try:
-        return bool(msgspec.json.decode((directory / META).read_bytes())["format"] == "icrl-bm25")
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
-        return False
-
-
-def _write(corpus: Path, directory: Path, *, k1: float, b: float, show_progress: bool) -> IndexMeta:
-    """Write all files of an index, the description last."""
-    digest = hashlib.sha256()
+def _write(reader: CorpusReader, directory: Path, *, k1: float, b: float, shards: int) -> IndexMeta:
+    """Write all files of an index but the description."""
     vocabulary: dict[str, int] = {}
-    with _progress(corpus, show_progress) as progress:
-        reading = progress.add_task("reading", total=corpus.stat().st_size if corpus.is_file() else None)
-
-        def on_line(line: bytes) -> None:
-            digest.update(line)
-            progress.advance(reading, len(line))
-
-        lists = _copy_documents(directory, read_corpus(corpus, on_line=on_line), vocabulary)
-        if not vocabulary:
-            raise DataError(f"{corpus}: holds no {'words' if lists else 'documents'}; there is nothing to search")
-        progress.add_task("scoring", total=None)
-        postings = bm25.save_postings(directory, lists, vocabulary, k1=k1, b=b)
-    meta = IndexMeta(
-        tokenizer=TOKENIZER,
+    collectors = _collect(reader, directory, vocabulary, shards)
+    if not vocabulary:
+        raise DataError(f"{reader.path}: holds no words; there is nothing to search")
+    reader.progress.add_task("scoring", total=None)
+    write_vocabulary(directory, sorted(vocabulary))
+    statistics = Statistics.of(collectors, list(vocabulary), k1=k1, b=b)
+    del vocabulary
+    postings = [
+        save_postings(directory / str(shard), bm25.FILES, collector, statistics)
+        for shard, collector in enumerate(collectors)
+    ]
+    return IndexMeta(
         k1=k1,
         b=b,
-        documents=len(lists),
-        words=len(vocabulary),
-        postings=postings,
-        corpus_sha256=digest.hexdigest(),
+        documents=reader.documents,
+        words=len(statistics.order),
+        postings=sum(postings),
+        corpus_sha256=reader.sha256,
+        shards=tuple(len(collector.lengths) for collector in collectors),
+        files=sizes(directory),
     )
-    (directory / META).write_bytes(encode(meta) + b"\n")
-    return meta
 
 
-def _progress(corpus: Path, visible: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn(f"{corpus.name}: {{task.description}}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not visible, transient=True)
-
-
-def _copy_documents(directory: Path, documents: Iterator[Document], vocabulary: dict[str, int]) -> list[array[int]]:
-    """Write documents and where each begins; fill the vocabulary and return each document's word ids."""
-    import numpy as np
-
-    lists = []
-    offsets = array("q", [0])
-    with (directory / DOCUMENTS).open("wb") as file:
-        for document in documents:
-            line = encode(document) + b"\n"
-            file.write(line)
-            offsets.append(offsets[-1] + len(line))
-            ids = [vocabulary.setdefault(word, len(vocabulary)) for word in words(document.searchable)]
-            lists.append(array("i", ids))
-    np.save(directory / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
-    return lists
+def _collect(reader: CorpusReader, directory: Path, vocabulary: dict[str, int], shards: int) -> list[Collector]:
+    """Write the documents, fill the vocabulary, and return the words of each shard."""
+    collectors: list[Collector] = []
+    writer: DocumentWriter | None = None
+    part = -1
+    with ExitStack() as stack:
+        for document in reader:
+            # A shard takes the documents that begin in its part of the file; parts where none begins get no shard.
+            if writer is None or reader.start * shards // reader.size > part:
+                part = reader.start * shards // reader.size
+                stack.close()
+                place = directory / str(len(collectors))
+                place.mkdir()
+                writer = stack.enter_context(DocumentWriter(place))
+                collectors.append(Collector(place))
+                stack.callback(collectors[-1].flush)
+            writer.add(document)
+            collectors[-1].add([vocabulary.setdefault(word, len(vocabulary)) for word in words(document.searchable)])
+    return collectors
 
 
-def _install(fresh: Path, out: Path) -> None:
-    """Move a complete index to its place; of two builders that finish together, one replaces the other's."""
-    old = fresh.with_name(fresh.name + ".old")
-    for attempt in range(SWAP_ATTEMPTS):
-        with suppress(FileNotFoundError):
-            os.rename(out, old)
-        try:
-            os.rename(fresh, out)
-            break
-        except OSError:
-            if attempt == SWAP_ATTEMPTS - 1:
-                raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shard:
+    first: int
+    documents: Documents
+    ranker: bm25.Ranker
 
 
 class Bm25Index:
-    """An open index: vocabulary in memory, postings and documents mapped from disk.
+    """An open index: postings, vocabulary and documents are mapped into memory, not read.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "corpus.jsonl").write_text('{"text": "The code of Rikor is 113."}')
         >>> _ = build_index(folder / "corpus.jsonl", folder / "index", show_progress=False)
-        >>> with_code = Bm25Index.open(folder / "index").search(["code of Rikor"], k=2)[0]
-        >>> with_code[0].text
+        >>> Bm25Index.open(folder / "index").search(["rikor's code"], k=1)[0][0].text
         'The code of Rikor is 113.'
     """
 
-    def __init__(
-        self, *, meta: IndexMeta, vocabulary: dict[str, int], ranker: bm25.Ranker, offsets: Any, documents: mmap.mmap
-    ) -> None:
+    def __init__(self, *, meta: IndexMeta, vocabulary: Vocabulary, shards: Sequence[_Shard]) -> None:
         self.meta = meta
         """What the index says about itself."""
         self._vocabulary = vocabulary
-        self._ranker = ranker
-        self._offsets = offsets
-        self._documents = documents
+        self._shards = shards
 
     @classmethod
     def open(cls, directory: Path) -> Bm25Index:
@@ -203,18 +145,25 @@ class Bm25Index:
             MissingExtraError: The search extra is not installed.
         """
         directory = Path(directory)
-        meta = _read_meta(directory)
-        for name in (*bm25.FILES, DOCUMENTS, OFFSETS):
-            if not (directory / name).is_file():
-                raise DataError(f"{directory}: the index is damaged, {name} is missing; build it again")
+        meta = read_meta(directory, IndexMeta)
+        require("numpy", extra="search")
         try:
-            return cls(meta=meta, **_map(directory, meta))
+            vocabulary = Vocabulary(directory)
+            if len(vocabulary) != meta.words:
+                raise ValueError(f"{len(vocabulary)} words instead of {meta.words}")
+            shards = [_open_shard(directory / str(i), meta, i) for i in range(len(meta.shards))]
         except (OSError, ValueError, EOFError, msgspec.MsgspecError) as error:
-            raise DataError(f"{directory}: the index is damaged ({error}); build it again") from error
+            raise DataError(f"{directory}: the index is damaged ({error}); build it again with `icrl index`") from error
+        return cls(meta=meta, vocabulary=vocabulary, shards=shards)
 
     def __len__(self) -> int:
         """Documents."""
         return self.meta.documents
+
+    @property
+    def fingerprint(self) -> str:
+        """Names whatever decides what a search finds."""
+        return self.meta.fingerprint
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Find the documents that fit best; blocks for as long as it computes.
@@ -229,12 +178,22 @@ class Bm25Index:
         Raises:
             ConfigError: `k` is less than 1.
         """
-        if k < 1:
-            raise ConfigError(f"k: must be >= 1, not {k!r}")
-        ids = [[self._vocabulary[w] for w in dict.fromkeys(words(query)) if w in self._vocabulary] for query in queries]
+        check_k(k)
+        ids = [
+            [i for word in dict.fromkeys(words(query)) if (i := self._vocabulary.find(word)) is not None]
+            for query in queries
+        ]
         known = [query for query in ids if query]
-        rankings = iter(self._ranker.top(known, k))
-        return [[self._hit(*found) for found in next(rankings)] if query else [] for query in ids]
+        found = zip(*(shard.ranker.top(known, k) for shard in self._shards), strict=True)
+        return [self._merge(next(found), k) if query else [] for query in ids]
+
+    def _merge(self, rankings: Sequence[bm25.Ranking], k: int) -> list[Hit]:
+        """Join what the shards found; sorting is stable, and the shards are in the order of the corpus."""
+        parts = zip(self._shards, rankings, strict=True)
+        joined = [(shard, position, score) for shard, ranking in parts for position, score in ranking]
+        if len(rankings) > 1:
+            joined.sort(key=lambda found: -found[2])
+        return [shard.documents.hit(position, score) for shard, position, score in joined[:k]]
 
     def document(self, position: int) -> Document:
         """Read one document.
@@ -242,42 +201,13 @@ class Bm25Index:
         Args:
             position: From 0, in the order of the corpus.
         """
-        line = self._documents[self._offsets[position] : self._offsets[position + 1]]
-        return msgspec.json.decode(line, type=Document)
-
-    def _hit(self, position: int, score: float) -> Hit:
-        document = self.document(position)
-        return Hit(id=document.id, title=document.title, text=document.text, score=score)
+        shard = next(shard for shard in reversed(self._shards) if shard.first <= position)
+        return shard.documents[position - shard.first]
 
 
-def _read_meta(directory: Path) -> IndexMeta:
-    path = directory / META
-    if not path.is_file():
-        raise DataError(
-            f"{directory}: is not a search index, {META} is missing; `icrl index corpus.jsonl out/` makes one"
-        )
-    try:
-        meta = decode(path.read_bytes(), IndexMeta)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    if (meta.version, meta.tokenizer) != (1, TOKENIZER):
-        raise DataError(
-            f"{path}: version {meta.version} with tokenizer {meta.tokenizer!r} is not version 1 with {TOKENIZER!r}; "
-            "build the index again"
-        )
-    return meta
-
-
-def _map(directory: Path, meta: IndexMeta) -> dict[str, Any]:
-    import numpy as np
-
-    vocabulary = msgspec.json.decode((directory / bm25.FILES[3]).read_bytes(), type=dict[str, int])
-    if len(vocabulary) != meta.words:
-        raise ValueError(f"{len(vocabulary)} words instead of {meta.words}")
-    ranker = bm25.open_ranker(directory, meta.documents, meta.words)
-    offsets = np.asarray(np.load(directory / OFFSETS, mmap_mode="r"))
-    with (directory / DOCUMENTS).open("rb") as file:
-        documents = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if len(offsets) != meta.documents + 1 or offsets[-1] != len(documents):
-        raise ValueError(f"{DOCUMENTS} does not fit {OFFSETS}")
-    return {"vocabulary": vocabulary, "ranker": ranker, "offsets": offsets, "documents": documents}
+def _open_shard(directory: Path, meta: IndexMeta, number: int) -> _Shard:
+    documents = Documents(directory)
+    if len(documents) != meta.shards[number]:
+        raise ValueError(f"{len(documents)} documents in {directory.name} instead of {meta.shards[number]}")
+    ranker = bm25.open_ranker(directory, len(documents), meta.words)
+    return _Shard(first=sum(meta.shards[:number]), documents=documents, ranker=ranker)

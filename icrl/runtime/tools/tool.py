@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, TypedDict, Unpack, overload, runtime_checkable
 
 import msgspec
 
@@ -15,7 +15,7 @@ from icrl.errors import ConfigError, ToolError
 from icrl.runtime.tools.signature import Signature
 from icrl.runtime.tools.threads import Threads
 
-__all__ = ["FunctionTool", "Tool", "ToolPolicy", "ToolSpec", "close", "tool"]
+__all__ = ["FunctionTool", "PolicySettings", "Tool", "ToolPolicy", "ToolSpec", "close", "tool"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _ENCODER = msgspec.json.Encoder()
@@ -86,6 +86,26 @@ class ToolPolicy:
             raise ConfigError(f"max_concurrency: must be >= 1, not {self.max_concurrency!r}")
         if self.max_queue < 0:
             raise ConfigError(f"max_queue: must be >= 0, not {self.max_queue!r}")
+        if self.calls_per_s is not None and not self.calls_per_s > 0:
+            raise ConfigError(f"calls_per_s: must be > 0, not {self.calls_per_s!r}; use None for no bound")
+        if self.retries < 0:
+            raise ConfigError(f"retries: must be >= 0, not {self.retries!r}")
+        if self.cache_ttl_s is not None and not self.cache_ttl_s > 0:
+            raise ConfigError(f"cache_ttl_s: must be > 0 seconds, not {self.cache_ttl_s!r}; use None for no bound")
+        if self.cache_ttl_s is not None and not self.repeatable:
+            raise ConfigError("cache_ttl_s: only answers of a repeatable tool are cached; set repeatable=True too")
+
+
+class PolicySettings(TypedDict, total=False):
+    """The fields of `ToolPolicy`, as keywords."""
+
+    timeout_s: float
+    max_concurrency: int
+    max_queue: int
+    calls_per_s: float | None
+    retries: int
+    repeatable: bool
+    cache_ttl_s: float | None
 
 
 @runtime_checkable
@@ -131,13 +151,20 @@ class FunctionTool:
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, policy: ToolPolicy, name: str | None, description: str | None
+        self,
+        function: Callable[..., Any],
+        *,
+        policy: ToolPolicy,
+        name: str | None,
+        description: str | None,
+        fingerprint: str,
     ) -> None:
         self._function = function
         self._signature = Signature.of(function)
         self._is_async = inspect.iscoroutinefunction(function)
         self._threads: Threads | None = None
         self.policy = policy
+        self.fingerprint = fingerprint
         self.spec = ToolSpec(
             name=name or function.__name__,
             description=description or self._signature.description,
@@ -190,9 +217,8 @@ def tool(
     *,
     name: str | None = None,
     description: str | None = None,
-    timeout_s: float = 30.0,
-    max_concurrency: int = 64,
-    max_queue: int = 4096,
+    fingerprint: str = "",
+    **policy: Unpack[PolicySettings],
 ) -> Callable[[Callable[..., Any]], FunctionTool]: ...
 
 
@@ -202,9 +228,8 @@ def tool(
     *,
     name: str | None = None,
     description: str | None = None,
-    timeout_s: float = 30.0,
-    max_concurrency: int = 64,
-    max_queue: int = 4096,
+    fingerprint: str = "",
+    **policy: Unpack[PolicySettings],
 ) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
     """Make a tool from a function.
 
@@ -216,12 +241,13 @@ def tool(
         function: The function, plain or async; plain ones run in threads, never on the event loop.
         name: What the model calls the tool; the function's name if not given.
         description: What the model reads; the docstring up to its first section if not given.
-        timeout_s: Seconds for one call, waiting for a slot included.
-        max_concurrency: Calls that run at once.
-        max_queue: Calls that may wait for a slot.
+        fingerprint: What decides the answers besides the arguments, such as a version; part of a cache's keys.
+        policy: Fields of `ToolPolicy`: `timeout_s`, `max_concurrency`, `max_queue`, `calls_per_s`, `retries`,
+            `repeatable`, `cache_ttl_s`.
 
     Raises:
-        ConfigError: A parameter's type cannot be described, or there is nothing to tell the model.
+        ConfigError: A setting is out of bounds, a parameter's type cannot be described, or there is nothing to tell
+            the model.
 
     Example:
         >>> @tool(timeout_s=2.0)
@@ -241,8 +267,9 @@ def tool(
     """
 
     def wrap(wrapped: Callable[..., Any]) -> FunctionTool:
-        policy = ToolPolicy(timeout_s=timeout_s, max_concurrency=max_concurrency, max_queue=max_queue)
-        return FunctionTool(wrapped, policy=policy, name=name, description=description)
+        return FunctionTool(
+            wrapped, policy=ToolPolicy(**policy), name=name, description=description, fingerprint=fingerprint
+        )
 
     return wrap if function is None else wrap(function)
 

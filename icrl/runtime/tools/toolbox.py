@@ -6,26 +6,21 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping
 from functools import partial
 
-from icrl.errors import (
-    ConfigError,
-    SandboxError,
-    ToolArgumentError,
-    ToolError,
-    ToolNotFound,
-    ToolTimeout,
-    nearest,
-)
-from icrl.runtime.tools.gate import Gate
+from icrl.errors import ConfigError, SandboxError, ToolArgumentError, ToolError, ToolNotFound, nearest
+from icrl.runtime.tools.accounts import ToolAccount
+from icrl.runtime.tools.cache import ToolCache
+from icrl.runtime.tools.desk import CANCEL_GRACE_S, Desk
+from icrl.runtime.tools.journal import Answer, Journal
 from icrl.runtime.tools.tool import Tool, ToolSpec, close
 from icrl.types import ToolCall, ToolResult
 
 __all__ = ["Toolbox"]
 
-CANCEL_GRACE_S = 0.5
-"""How long a cancelled tool may take to clean up before it is left behind."""
+END_TIMEOUT_S = 5.0
+"""How long tools may take to forget a session."""
 MAX_ERROR_CHARS = 500
 
 _LOG = logging.getLogger("icrl.tools")
@@ -38,9 +33,11 @@ class Toolbox:
     Args:
         tools: The tools; their names must differ.
         max_result_chars: Longer results are cut in the middle, before anything tokenises them.
+        cache: Keeps answers of repeatable tools; may serve several toolboxes. Closed with the toolbox.
+        journal: A `Recorder` or a `Replayer`. Closed with the toolbox.
 
     Raises:
-        ConfigError: Two tools share a name, or one is not a tool.
+        ConfigError: Two tools share a name, one is not a tool, or a repeatable one has no fingerprint.
 
     Example:
         >>> from icrl.testing import EchoTool
@@ -51,150 +48,158 @@ class Toolbox:
         "ToolNotFound: there is no tool 'ecko'. Did you mean 'echo'? The tools are: echo."
     """
 
-    def __init__(self, tools: Iterable[Tool], *, max_result_chars: int = 200_000) -> None:
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        *,
+        max_result_chars: int = 200_000,
+        cache: ToolCache | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         if max_result_chars < 1:
             raise ConfigError(f"max_result_chars: must be >= 1, not {max_result_chars!r}")
         self._max_result_chars = max_result_chars
-        self._tools: dict[str, tuple[Tool, Gate]] = {}
-        self._left_behind: set[asyncio.Task[str]] = set()
+        self._cache = cache
+        self._journal = journal
+        self._desks: dict[str, Desk] = {}
         for tool in tools:
             self._add(tool)
-        self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool, _ in self._tools.values())
+        self._stateful = [desk.tool for desk in self._desks.values() if hasattr(desk.tool, "end")]
+        self._ending: set[asyncio.Task[None]] = set()
+        self.specs: tuple[ToolSpec, ...] = tuple(desk.tool.spec for desk in self._desks.values())
         """What the model is told, in the order given."""
 
     def _add(self, tool: Tool) -> None:
         if not isinstance(tool, Tool):
             raise ConfigError(f"tools: {tool!r} is not a tool; decorate the function with @icrl.tool")
-        if tool.spec.name in self._tools:
+        if tool.spec.name in self._desks:
             raise ConfigError(f"tools: two tools are named {tool.spec.name!r}; give one another name")
-        self._tools[tool.spec.name] = tool, Gate(slots=tool.policy.max_concurrency, max_queue=tool.policy.max_queue)
+        self._desks[tool.spec.name] = Desk(tool, cache=self._cache)
 
-    async def run(self, call: ToolCall, *, deadline_s: float) -> ToolResult:
+    @property
+    def accounts(self) -> Mapping[str, ToolAccount]:
+        """What every tool was asked so far, by name."""
+        return {name: desk.account.snapshot() for name, desk in self._desks.items()}
+
+    async def run(self, call: ToolCall, *, deadline_s: float, session: str = "") -> ToolResult:
         """Answer one call; whatever goes wrong in the tool is part of the answer.
 
         Args:
             call: The call.
             deadline_s: Seconds until the answer is needed, waiting included; the tool's own timeout may be shorter.
+            session: The trajectory that calls; tools with state keep it per session until `end`.
 
         Returns:
             The result. Its `error` is the class name of what went wrong, and then its text names it for the model.
 
         Raises:
             SandboxError: Isolation broke, which no model may learn.
+            DataError: The journal has no such call, or cannot be written.
         """
         started = time.monotonic()
-        text, error = await self._answer(call, deadline_s)
-        text, truncated = _fit(text, self._max_result_chars)
+        desk = self._desks.get(call.name)
+        answer = self._missing(call) if desk is None else await self._ask(desk, call, deadline_s, session)
         return ToolResult(
             call_id=call.id,
             name=call.name,
-            text=text,
-            error=error,
+            text=answer.text,
+            error=answer.error,
             wall_s=time.monotonic() - started,
-            truncated=truncated,
+            truncated=answer.truncated,
         )
 
-    async def run_all(self, calls: Sequence[ToolCall], *, deadline_s: float) -> tuple[ToolResult, ...]:
-        """Answer several calls concurrently, in the order given; none can spoil another.
+    async def end(self, session: str) -> None:
+        """Let the tools forget a session; one that does not in time is cancelled, and the others are not kept waiting.
 
-        Raises:
-            SandboxError: Isolation broke in one of them; the others are cancelled.
+        It goes on in the background where its caller is cancelled; `aclose` waits for it.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.run(call, deadline_s=deadline_s)) for call in calls]
-        except BaseExceptionGroup as broken:
-            raise broken.exceptions[0] from None
-        return tuple(task.result() for task in tasks)
+        if self._journal is not None:
+            self._journal.end(session)
+        if not self._stateful:
+            return
+        endings = [asyncio.create_task(_end(tool, session)) for tool in self._stateful]
+        self._ending.update(endings)
+        for ending in endings:
+            ending.add_done_callback(self._ending.discard)
+        await asyncio.wait(endings, timeout=END_TIMEOUT_S + CANCEL_GRACE_S)
 
     async def aclose(self) -> None:
-        """Cancel what was left behind and close the tools; a later call opens them again."""
-        left_behind = tuple(self._left_behind)
+        """Cancel what was left behind, close the tools, the cache and the journal; a later call opens them again.
+
+        Raises:
+            Exception: What the first of them that failed raised, once all are closed.
+        """
+        if self._ending:
+            await asyncio.wait(tuple(self._ending), timeout=END_TIMEOUT_S + CANCEL_GRACE_S)
+        left_behind = {task for desk in self._desks.values() for task in desk.left_behind} | self._ending
         for task in left_behind:
             task.cancel()
         if left_behind:
             await asyncio.wait(left_behind, timeout=CANCEL_GRACE_S)
-        endings = await asyncio.gather(*(close(tool) for tool, _ in self._tools.values()), return_exceptions=True)
-        for ending in endings:
-            if ending is not None:
-                raise ending
+        await _all(close(desk.tool) for desk in self._desks.values())
+        await _all(close(part) for part in (self._cache, self._journal) if part is not None)
 
-    async def _answer(self, call: ToolCall, deadline_s: float) -> tuple[str, str | None]:
-        """Return the text, and the class name of what went wrong."""
+    async def _ask(self, desk: Desk, call: ToolCall, deadline_s: float, session: str) -> Answer:
+        account = desk.account
+        account.calls += 1
+        try:
+            if self._journal is None or call.error is not None:
+                answer = await self._answer(desk, call, deadline_s, session)
+            else:
+                place = self._journal.place(session, call.name, desk.fingerprint, call.arguments)
+                run = partial(self._answer, desk, call, deadline_s, session)
+                answer = await self._journal.answer(place, run)
+        except asyncio.CancelledError:
+            account.cancelled += 1
+            raise
+        except Exception as error:
+            account.answer("", type(error).__name__)
+            raise
+        account.answer(answer.text, answer.error)
+        return answer
+
+    async def _answer(self, desk: Desk, call: ToolCall, deadline_s: float, session: str) -> Answer:
+        """Return the text that fits, and the class name of what went wrong."""
         try:
             if call.error is not None:
                 raise ToolArgumentError(call.error)
-            return await self._call(call, deadline_s), None
+            text = await desk.answer(call.arguments, deadline_s=deadline_s, session=session)
         except SandboxError:
             raise
-        except ToolError as error:
-            return f"{type(error).__name__}: {error}", type(error).__name__
         except Exception as error:
-            _LOG.debug("tool %s raised", call.name, exc_info=error)
-            return _explain(error), type(error).__name__
+            return self._failed(call.name, error)
+        return _fit(text, None, self._max_result_chars)
 
-    async def _call(self, call: ToolCall, deadline_s: float) -> str:
-        if call.name not in self._tools:
-            listed = ", ".join(self._tools) or "none"
-            hint = nearest(call.name, self._tools)
-            raise ToolNotFound(f"there is no tool {call.name!r}.{hint} The tools are: {listed}.")
-        tool, gate = self._tools[call.name]
-        timeout_s = min(tool.policy.timeout_s, deadline_s)
-        ends = time.monotonic() + timeout_s
-        if timeout_s <= 0:
-            raise ToolTimeout(f"no time was left to run {call.name}")
-        if not gate.try_enter():
-            try:
-                await gate.enter(timeout_s)
-            except TimeoutError:
-                raise ToolTimeout(f"{call.name} had no free slot within {timeout_s:.3g} s") from None
-        return await self._watch(tool, call, gate, timeout_s, ends)
+    def _missing(self, call: ToolCall) -> Answer:
+        if call.error is not None:
+            return self._failed(call.name, ToolArgumentError(call.error))
+        listed = ", ".join(self._desks) or "none"
+        hint = nearest(call.name, self._desks)
+        return self._failed(call.name, ToolNotFound(f"there is no tool {call.name!r}.{hint} The tools are: {listed}."))
 
-    async def _watch(self, tool: Tool, call: ToolCall, gate: Gate, timeout_s: float, ends: float) -> str:
-        """Run the tool as a task, so that one which ignores its cancellation cannot hold up the caller."""
-        try:
-            task: asyncio.Task[str] = asyncio.ensure_future(tool(call.arguments))
-        except BaseException:
-            gate.leave()
-            raise
-        # The slot is held until the work ends, not until nobody waits for it any more.
-        task.add_done_callback(partial(_leave, gate))
-        try:
-            await asyncio.wait((task,), timeout=max(0.0, ends - time.monotonic()))
-        except asyncio.CancelledError:
-            await self._cancel(task)
-            raise
-        if task.done():
-            return _result(task)
-        await self._cancel(task)
-        if task.done() and not task.cancelled() and isinstance(task.exception(), SandboxError):
-            return task.result()
-        note = "" if task.done() else ", and went on after it was cancelled"
-        raise ToolTimeout(f"{call.name} gave no answer within {timeout_s:.3g} s{note}")
-
-    async def _cancel(self, task: asyncio.Task[str]) -> None:
-        task.cancel()
-        self._left_behind.add(task)
-        task.add_done_callback(self._left_behind.discard)
-        await asyncio.wait((task,), timeout=CANCEL_GRACE_S)
+    def _failed(self, name: str, error: Exception) -> Answer:
+        if isinstance(error, ToolError):
+            text = f"{type(error).__name__}: {error}"
+        else:
+            _LOG.debug("tool %s raised", name, exc_info=error)
+            text = _explain(error)
+        return _fit(text, type(error).__name__, self._max_result_chars)
 
 
-def _leave(gate: Gate, task: asyncio.Task[str]) -> None:
-    gate.leave()
-    if not task.cancelled():
-        # Marks it as seen: the loop would complain about the exception of a task that was left behind.
-        task.exception()
-
-
-def _result(task: asyncio.Task[str]) -> str:
+async def _end(tool: Tool, session: str) -> None:
+    """Let a tool forget a session; the trajectory is over, so that only people hear of a failure."""
     try:
-        text = task.result()
-    except asyncio.CancelledError:
-        # Nobody cancelled the task from here, so the tool did it to itself.
-        raise ToolError("the tool cancelled itself") from None
-    if not isinstance(text, str):
-        raise ToolError(f"the tool returned {type(text).__name__}, which is not text")
-    return text
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await tool.end(session)  # type: ignore[attr-defined]  # optional, see Tool
+    except Exception as error:
+        _LOG.warning("tool %s could not end session %s: %r", tool.spec.name, session, error)
+
+
+async def _all(endings: Iterable[Awaitable[None]]) -> None:
+    """Await all; raise what the first of them raised."""
+    for outcome in await asyncio.gather(*endings, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 def _explain(error: Exception) -> str:
@@ -203,7 +208,7 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {_DIRECTORIES.sub('', message)[:MAX_ERROR_CHARS]}"
 
 
-def _fit(text: str, max_chars: int) -> tuple[str, bool]:
+def _fit(text: str, error: str | None, max_chars: int) -> Answer:
     """Cut a text in the middle, and make sure that it can be encoded."""
     truncated = len(text) > max_chars
     if truncated:
@@ -213,4 +218,4 @@ def _fit(text: str, max_chars: int) -> tuple[str, bool]:
     if not text.isascii():
         # Lone surrogates become U+FFFD, pairs the character they stand for.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text, truncated
+    return Answer(text, error, truncated)

@@ -150,7 +150,7 @@ def test_a_conversation_may_begin_with_the_assistant():
     head = (
         "<|im_start|>user\nAnswer the question. You can <think> </think> , <search> </search> and <answer> </answer>."
     )
-    assert text_of(segments).startswith(f"{head}\n\n<|im_end|>\n<|im_start|>assistant\nHello.")
+    assert text_of(segments).startswith(f"{head}\n\n<|im_end|>\n<|im_start|>assistant\n<answer> Hello. </answer>")
 
 
 @pytest.mark.parametrize("messages", [[], [user("a"), Message(role="assistant", content="b")]])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from array import array
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from icrl.errors import MissingExtraError
 from icrl.runtime.tools import bm25
+from icrl.runtime.tools.postings import Collector, Statistics, save_postings
 
 Corpus = list[list[int]]
 
@@ -34,8 +34,12 @@ def lucene(documents: Corpus, query: list[int], k1: float, b: float) -> list[flo
 
 def open_ranker(documents: Corpus, words: int, k1: float = 1.2, b: float = 0.75) -> bm25.Ranker:
     with tempfile.TemporaryDirectory() as name:
-        vocabulary = {str(word): word for word in range(words)}
-        bm25.save_postings(Path(name), [array("i", d) for d in documents], vocabulary, k1=k1, b=b)
+        collector = Collector(Path(name))
+        for document in documents:
+            collector.add(document)
+        collector.flush()
+        statistics = Statistics.of([collector], [f"{word:03}" for word in range(words)], k1=k1, b=b)
+        save_postings(Path(name), bm25.FILES, collector, statistics)
         return bm25.open_ranker(Path(name), len(documents), words)
 
 
@@ -72,48 +76,46 @@ def test_of_equal_documents_the_earlier_wins():
 
 
 @pytest.fixture
-def numba(monkeypatch):
+def compiled(monkeypatch):
     """Use the large-index path whatever the size; it compiles for seconds, the first time on a machine."""
     monkeypatch.setattr(bm25, "NUMPY_LIMIT", 0)
 
 
-def test_numba_and_numpy_give_the_same_bits(numba, monkeypatch):
+def test_compiled_code_and_numpy_give_the_same_bits(compiled, monkeypatch):
     random = np.random.default_rng(0)
     documents = [random.integers(0, 40, size=random.integers(0, 12)).tolist() for _ in range(300)]
     documents[0] = list(range(40))
     queries = [sorted(set(random.integers(0, 40, size=3).tolist())) for _ in range(50)]
-    compiled = open_ranker(documents, 40)
+    fast = open_ranker(documents, 40)
     monkeypatch.undo()
     plain = open_ranker(documents, 40)
-    assert isinstance(compiled, bm25.NumbaRanker)
+    assert isinstance(fast, bm25.CompiledRanker)
     assert isinstance(plain, bm25.NumpyRanker)
     for k in (1, 5, 1000):
-        assert compiled.top(queries, k) == plain.top(queries, k)
-    tied = open_ranker([[0, 1]] * 9, 2)
-    assert [document for document, _ in tied.top([[0]], 3)[0]] == [0, 1, 2]
-    assert compiled.top([], 3) == []
+        assert fast.top(queries, k) == plain.top(queries, k)
+    assert not fast.totals.any()
+    assert fast.top([], 3) == []
 
 
-def test_postings_can_be_opened_with_bm25s_alone(tmp_path):
-    import bm25s
-
-    bm25.save_postings(tmp_path, [array("i", [0, 1]), array("i", [1])], {"a": 0, "b": 1}, k1=1.2, b=0.75)
-    opened = bm25s.BM25.load(tmp_path, mmap=True)
-    assert opened.vocab_dict == {"a": 0, "b": 1}
-    assert (opened.k1, opened.method) == (1.2, "lucene")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(bm25.FILES)
+def test_compiled_code_keeps_the_earlier_of_equal_documents(compiled):
+    ranker = open_ranker([[0, 1]] * 9, 2)
+    assert [document for document, _ in ranker.top([[0]], 3)[0]] == [0, 1, 2]
+    # The first word finds the later documents first.
+    ranker = open_ranker([[1], [0], [1], [0]], 2)
+    assert [document for document, _ in ranker.top([[0, 1]], 2)[0]] == [0, 1]
 
 
-def test_compiled_loop_that_is_kept_on_disk_exists():
-    from bm25s.numba import retrieve_utils
-
-    assert callable(retrieve_utils._retrieve_internal_jitted_serial.enable_caching)
+@given(corpora(), st.sets(st.integers(0, 7), min_size=1), st.integers(1, 14))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_both_rankers_agree_on_any_corpus(compiled, corpus, wanted, k):
+    documents, words = corpus
+    query = sorted(word for word in wanted if word < words) or [0]
+    fast = open_ranker(documents, words)
+    plain = bm25.NumpyRanker(scores=fast.scores, documents=fast.documents, starts=fast.starts, count=len(documents))
+    assert fast.top([query], k) == plain.top([query], k)
 
 
 def test_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm25s", None)
     monkeypatch.setitem(sys.modules, "numpy", None)
-    with pytest.raises(MissingExtraError, match=r"bm25s is not installed; run: pip install 'icrl\[search\]'"):
-        bm25.save_postings(tmp_path, [array("i", [0])], {"a": 0}, k1=1.2, b=0.75)
     with pytest.raises(MissingExtraError, match=r"numpy is not installed; run: pip install 'icrl\[search\]'"):
         bm25.open_ranker(tmp_path, 1, 1)

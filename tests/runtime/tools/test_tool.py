@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass
+from typing import get_type_hints
 
 import pytest
 
 from icrl.errors import ConfigError, ToolArgumentError, ToolError
-from icrl.runtime.tools.tool import Tool, ToolPolicy, ToolSpec, close, tool
+from icrl.runtime.tools.tool import PolicySettings, Tool, ToolPolicy, ToolSpec, close, tool
 
 
 @dataclass
@@ -44,6 +45,32 @@ def test_async_function_becomes_a_tool():
 def test_decorator_arguments_set_spec_and_policy():
     assert (read_thermometer.spec.name, read_thermometer.spec.description) == ("thermometer", "Read it.")
     assert read_thermometer.policy == ToolPolicy(timeout_s=1.5, max_concurrency=3, max_queue=7)
+
+
+def test_every_setting_of_the_policy_can_be_given_to_the_decorator():
+    @tool(calls_per_s=2.5, retries=3, repeatable=True, cache_ttl_s=60.0, fingerprint="v2")
+    async def look(text: str) -> str:
+        """Look."""
+        return text
+
+    assert look.policy == ToolPolicy(calls_per_s=2.5, retries=3, repeatable=True, cache_ttl_s=60.0)
+    assert look.fingerprint == "v2"
+    assert get_type_hints(PolicySettings) == get_type_hints(ToolPolicy)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"calls_per_s": 0.0}, "calls_per_s: must be > 0"),
+        ({"calls_per_s": float("nan")}, "calls_per_s: must be > 0"),
+        ({"retries": -1}, "retries: must be >= 0"),
+        ({"cache_ttl_s": 0, "repeatable": True}, "cache_ttl_s: must be > 0 seconds"),
+        ({"cache_ttl_s": 5.0}, "only answers of a repeatable tool are cached"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(setting, problem):
+    with pytest.raises(ConfigError, match=problem):
+        ToolPolicy(**setting)
 
 
 async def test_strings_are_returned_as_they_are_and_other_values_as_json():
