@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +17,13 @@ from icrl.commands.shots import take_shots
 from icrl.config import load
 from icrl.errors import ConfigError, ToolError
 from icrl.runtime.agent import Agent
-from icrl.runtime.model import find_model, open_tools
+from icrl.runtime.model import find_model
 from icrl.runtime.settings import AgentSettings
 from icrl.runtime.store import TrajectoryStore
 from icrl.runtime.tools.tool import Tool, ToolPolicy, ToolSpec
-from icrl.tiny import DEMONSTRATIONS, HELD_OUT
+from icrl.runtime.toolset import ToolingConfig, open_tools
+from icrl.tiny.worlds import find_world
+from icrl.train.data import world_tasks
 from icrl.train.evaluate import evaluate
 from icrl.train.metrics import Evaluation
 from icrl.train.tasks import load_tasks
@@ -38,12 +40,14 @@ class EvalCommand:
 
     model: Annotated[str | None, tyro.conf.Positional] = None
     """Hugging Face name, directory, or run directory; the embedded base model if not given."""
-    tasks: Path = HELD_OUT
-    """JSONL of `{question, answers}`; the embedded world's held-out questions by default."""
+    world: str = "search"
+    """Embedded world whose held-out questions and demonstrations are taken: `search`, `code` or `mixed`."""
+    tasks: Path | None = None
+    """JSONL of `{question, answers}`; those of `--world` if not given."""
     shots: int = 0
     """Demonstrations in the prompt."""
-    demos: Path = DEMONSTRATIONS
-    """YAML or JSONL of demonstrations; the embedded world's by default."""
+    demos: Path | None = None
+    """YAML or JSONL of demonstrations; those of `--world` if not given."""
     limit: int = 0
     """Take only the first so many tasks; 0 takes all."""
     temperature: float = 0.0
@@ -54,6 +58,8 @@ class EvalCommand:
     """Random streams, where the temperature is not 0."""
     no_tools: bool = False
     """Answer every call with an error: what does the model know without its tools?"""
+    tooling: ToolingConfig = field(default_factory=ToolingConfig)
+    """A cache of the tools' answers, or a journal of their calls."""
     json: bool = False
     """Print JSON instead of a table."""
     trajectories: Path | None = None
@@ -69,8 +75,10 @@ class EvalCommand:
 def main(argv: Sequence[str]) -> None:
     """Evaluate and print."""
     command = load(EvalCommand, argv, prog="icrl eval", description="Evaluate a model on questions.")
-    tasks = load_tasks(command.tasks)[: command.limit or None]
-    demonstrations = take_shots(command.demos, command.shots)
+    world = find_world(command.world)
+    tasks = world_tasks(world.held_out) if command.tasks is None else load_tasks(command.tasks)
+    tasks = tasks[: command.limit or None]
+    demonstrations = take_shots(command.demos or world, command.shots)
     switched_off = AgentSettings.load(find_model(command.model)) if command.no_tools else None
     path = command.trajectories
     # Opened first: a path that cannot be written shows before the work, not after it.
@@ -90,8 +98,12 @@ async def _evaluate(
     demonstrations: Sequence[Demonstration],
     switched_off: AgentSettings | None,
 ) -> tuple[Evaluation, list[Group]]:
-    tools = None if switched_off is None else [SwitchedOff(tool) for tool in await open_tools(switched_off)]
-    async with Agent(command.model, tools=tools) as agent:
+    tools = (
+        None
+        if switched_off is None
+        else [SwitchedOff(tool) for tool in await open_tools(switched_off.tools, switched_off)]
+    )
+    async with Agent(command.model, tools=tools, tooling=command.tooling) as agent:
         return await evaluate(
             agent,
             tasks,
@@ -116,8 +128,8 @@ class SwitchedOff:
 
     @property
     def policy(self) -> ToolPolicy:
-        """The other tool's policy."""
-        return self.tool.policy
+        """The other tool's policy; a refusal is not worth keeping."""
+        return replace(self.tool.policy, repeatable=False)
 
     async def __call__(self, arguments: Mapping[str, Any]) -> str:
         """Refuse."""
@@ -136,6 +148,8 @@ def _table(command: EvalCommand, result: Evaluation) -> Table:
         ("valid call", result.valid_call_rate, None),
     ):
         table.add_row(name, f"{value:.3f}", f"{interval[0]:.3f} - {interval[1]:.3f}" if interval else "")
+    for world, value in result.em_by_world.items():
+        table.add_row(f"exact match, {world}", f"{value:.3f}", "")
     table.add_row("calls a trajectory", f"{result.calls:.2f}", "")
     table.add_row("response tokens", f"{result.response_tokens:.1f}", "")
     for reason, count in result.stop_reasons.items():

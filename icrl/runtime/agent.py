@@ -22,7 +22,7 @@ from icrl.runtime.dialect import Dialect, find_dialect
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.model import Model, open_model
 from icrl.runtime.run import Run
-from icrl.runtime.toolset import Tools
+from icrl.runtime.toolset import ToolingConfig, Tools
 from icrl.tokenizer import Tokenizer
 from icrl.trajectory import Segment, Trajectory
 from icrl.types import Demonstration, Limits, Message, SamplingParams, Task
@@ -51,6 +51,7 @@ class Agent:
         tools: What the model may call: tools, names of tools such as `"search"`, or a `Toolbox`; by default what the
             model was trained with.
         index: The search index, a directory or an address; by default the one the model was trained with.
+        tooling: A cache of the tools' answers, or a journal of their calls; not for a `Toolbox`, which has its own.
         dialect: `"xml"`, `"hermes"`, `"fence"` or a `Dialect`; by default the one the model was trained with.
         instruction: Replaces the dialect's instruction.
         demonstrations: Worked examples to show in every prompt.
@@ -75,6 +76,7 @@ class Agent:
         *,
         tools: Tools | None = None,
         index: str | None = None,
+        tooling: ToolingConfig | None = None,
         dialect: str | Dialect | None = None,
         instruction: str | None = None,
         demonstrations: Sequence[Demonstration] = (),
@@ -88,6 +90,7 @@ class Agent:
         self._limits = limits
         self._tools = tools
         self._index = index
+        self._tooling = tooling
         self._tokenizer = tokenizer
         self._demonstrations = tuple(demonstrations)
         self._sampling = sampling or SamplingParams()
@@ -120,6 +123,7 @@ class Agent:
             limits=self._limits,
             tools=self._tools,
             index=self._index,
+            tooling=self._tooling,
             tokenizer=self._tokenizer,
         )
 
@@ -145,12 +149,13 @@ class Agent:
             raise ConfigError("Agent: not open; use `async with agent:` before asking for its model")
         return self._opening.result()
 
-    async def run(self, query: Query, *, seed: int | None = None) -> Result:
+    async def run(self, query: Query, *, seed: int | None = None, trajectory_id: str | None = None) -> Result:
         """Work on a query until it is answered or a limit is reached.
 
         Args:
             query: A question, a conversation that ends in a user message, or a `Task`.
             seed: Makes the run repeatable; random if not given.
+            trajectory_id: Names the run, which replaying a journal needs; a fresh name if not given.
 
         Raises:
             ConfigError: The model cannot be opened.
@@ -163,7 +168,7 @@ class Agent:
             <StopReason.ANSWER: 'answer'>
         """
         async with self:
-            trajectory = await self.start(query, seed=seed).execute()
+            trajectory = await self.start(query, seed=seed, trajectory_id=trajectory_id).execute()
         return Result(answer=trajectory.answer, trajectory=trajectory)
 
     @asynccontextmanager

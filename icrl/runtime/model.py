@@ -13,7 +13,7 @@ from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.settings import AgentSettings
 from icrl.runtime.tools.toolbox import Toolbox
-from icrl.runtime.toolset import Tools, open_toolbox
+from icrl.runtime.toolset import ToolingConfig, Tools, open_toolbox
 from icrl.tokenizer import ChatTokenizer, Tokenizer
 from icrl.trajectory import Segment
 from icrl.types import Demonstration, Limits, Message
@@ -71,6 +71,7 @@ async def open_model(
     limits: Limits | None = None,
     tools: Tools | None = None,
     index: str | None = None,
+    tooling: ToolingConfig | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Model:
     """Open a model and its tools.
@@ -83,6 +84,7 @@ async def open_model(
         limits: Replaces the limits.
         tools: Replaces the tools that the settings name: tools, names of tools, or a toolbox.
         index: Replaces the search index that the settings name.
+        tooling: A cache and a journal for the tools.
         tokenizer: Replaces the model's tokenizer; needed for an engine that has none.
 
     Raises:
@@ -101,7 +103,7 @@ async def open_model(
         engine=engine,
         tokenizer=its_tokenizer,
         dialect=dialect or find_dialect(settings.dialect),
-        toolbox=await open_toolbox(settings.tools if tools is None else tools, settings),
+        toolbox=await open_toolbox(settings.tools if tools is None else tools, settings, tooling),
         settings=settings,
         owns_engine=engine is not source,
     )

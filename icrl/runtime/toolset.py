@@ -11,31 +11,73 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from icrl.errors import ConfigError, DataError, nearest
 from icrl.imports import import_attribute, require
 from icrl.runtime.settings import EMBEDDED, AgentSettings
+from icrl.runtime.tools.cache import ToolCache
+from icrl.runtime.tools.journal import Journal, Recorder, Replayer
 from icrl.runtime.tools.tool import Tool, close
 from icrl.runtime.tools.toolbox import Toolbox
 
-__all__ = ["BUILT_IN", "Tools", "open_toolbox", "open_tools"]
+__all__ = ["BUILT_IN", "ToolingConfig", "Tools", "open_toolbox", "open_tools"]
 
 BUILT_IN = ("search", "python", "web", "fetch", "mcp")
 """The tools that come with the package."""
+
+MEMORY = "memory"
+"""Name of the cache that ends with the process."""
 
 Tools = Sequence[Tool | str] | Toolbox
 """Tools, names of tools, or a toolbox with a cache or a journal of its own."""
 
 
-async def open_toolbox(tools: Tools, settings: AgentSettings) -> Toolbox:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolingConfig:
+    """What stands around the tools: a cache of their answers, or a journal of every call."""
+
+    cache: str | None = None
+    """Keeps answers of repeatable tools: `memory`, or a file that later runs share."""
+    record: Path | None = None
+    """Write every call and its answer to this new file."""
+    replay: Path | None = None
+    """Answer every call from such a file; no tool runs."""
+
+    def __post_init__(self) -> None:
+        if self.record is not None and self.replay is not None:
+            raise ConfigError("tooling.record: a replayed run has nothing to record; give tooling.replay alone")
+        if self.cache is not None and self.replay is not None:
+            raise ConfigError("tooling.cache: a replayed run calls nothing to keep; give tooling.replay alone")
+
+
+async def open_toolbox(tools: Tools, settings: AgentSettings, tooling: ToolingConfig | None = None) -> Toolbox:
     """Put tools behind one door; a toolbox is taken as it is.
 
+    Args:
+        tools: Tools, names of tools, or a toolbox.
+        settings: What the names refer to.
+        tooling: A cache and a journal, for tools that are no toolbox yet.
+
     Raises:
-        ConfigError: A tool or index does not exist.
-        DataError: The embedded index cannot be written.
+        ConfigError: A tool, an index or a journal does not exist, or there is a recording already.
+        DataError: The embedded index cannot be written, or a journal is damaged.
     """
-    return tools if isinstance(tools, Toolbox) else Toolbox(await open_tools(tools, settings))
+    if isinstance(tools, Toolbox):
+        return tools
+    tooling = tooling or ToolingConfig()
+    cache = None if tooling.cache is None else ToolCache(None if tooling.cache == MEMORY else Path(tooling.cache))
+    if cache is not None:
+        await cache.open()
+    journal = await asyncio.to_thread(_open_journal, tooling)
+    return Toolbox(await open_tools(tools, settings), cache=cache, journal=journal)
+
+
+def _open_journal(tooling: ToolingConfig) -> Journal | None:
+    if tooling.record is not None:
+        return Recorder(tooling.record)
+    return None if tooling.replay is None else Replayer(tooling.replay)
 
 
 async def open_tools(tools: Sequence[Tool | str], settings: AgentSettings) -> list[Tool]:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from icrl.errors import ConfigError
 from icrl.runtime.settings import EMBEDDED, AgentSettings
+from icrl.runtime.toolset import ToolingConfig
+from icrl.tiny.worlds import find_world
+from icrl.train.rewards.selection import REWARDS
 from icrl.train.rows import AdvantageScale
 from icrl.types import Limits
 
@@ -53,6 +56,8 @@ class RewardWeights:
     """Reward of an exact match."""
     format: float = 0.1
     """Reward of the whole response having the dialect's form."""
+    call_penalty: float = 0.0
+    """What every needless tool call takes off the reward of a right answer; 0 pays no attention to calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,27 +136,30 @@ EMBEDDED_LIMITS = Limits(max_turns=3, max_tokens=96, max_tool_calls=2, max_obser
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a training run. Without arguments: the embedded model learns the embedded world."""
+    """Everything that decides a training run. Without arguments: the embedded model learns to search."""
 
+    world: Literal["search", "code", "mixed"] = "search"
+    """Which embedded world to learn, without `--tasks`: looking facts up, arithmetic with Python, or both."""
     model: str | None = None
     """Hugging Face name or directory; the embedded model if not given."""
     tasks: Path | None = None
-    """JSONL of `{question, answers}` to train on; the embedded world's if not given."""
+    """JSONL of `{question, answers}` to train on; those of `--world` if not given."""
     heldout: Path | None = None
     """JSONL to evaluate on; if not given, a tenth of `--tasks` is kept aside."""
     demos: Path | None = None
     """YAML or JSONL of demonstrations."""
     index: str | None = None
-    """Directory of the search index (`icrl index` makes one)."""
-    tools: tuple[str, ...] = ("search",)
-    """`search`, or `module:attribute` of your own."""
+    """Directory of the search index (`icrl index` makes one), or the address of a retriever."""
+    tools: tuple[str, ...] | None = None
+    """`search`, `python`, `web:PROVIDER`, `fetch`, `mcp:SERVER`, `module:attribute`; by default those of `--world`."""
     hits: int = 2
     """Documents that a search shows."""
     hit_separator: str = " "
     """What stands between them."""
     reward: str = QUESTION_REWARD
-    """`question` (exact match and format, with `--weights`), or `module:name` of your own."""
-    dialect: Literal["xml", "hermes"] = "xml"
+    """How answers are matched: `question` (to the letter), `robust`, `f1`, `set`, `math`, `programs` (tests in the
+    sandbox), each with the format by `--weights`; or `module:name` of your own."""
+    dialect: Literal["xml", "hermes", "fence"] = "xml"
     """How calls and answers are written."""
     instruction: str | None = None
     """Replaces the dialect's instruction. It has to name the tags: a model cannot guess them zero-shot."""
@@ -181,6 +189,8 @@ class TrainConfig:
     """Steps between checkpoints; 0 saves at the end only."""
     limits: Limits = EMBEDDED_LIMITS
     """When a trajectory has to end."""
+    tooling: ToolingConfig = field(default_factory=ToolingConfig)
+    """A cache of the tools' answers, or a journal of their calls."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """How trajectories are made."""
     weights: RewardWeights = field(default_factory=RewardWeights)
@@ -204,7 +214,9 @@ class TrainConfig:
         _at_least(1, "promote_window", self.promote_window)
         if self.deterministic:
             self._check_deterministic()
-        if self.own_task and "search" in self.tools and self.index is None:
+        if self.own_task and self.world != "search":
+            raise ConfigError(f"world: --tasks replaces the world {self.world!r}; give one of the two")
+        if self.own_task and "search" in self.tool_names and self.index is None:
             raise ConfigError("index: your own --tasks with the search tool need --index DIR (`icrl index` makes one)")
 
     def _check_deterministic(self) -> None:
@@ -223,13 +235,18 @@ class TrainConfig:
         """Whether the user brought tasks; otherwise the embedded world is learnt."""
         return self.tasks is not None
 
+    @property
+    def tool_names(self) -> tuple[str, ...]:
+        """Tools that trajectories may call."""
+        return find_world(self.world).tools if self.tools is None else self.tools
+
     def warnings(self) -> list[str]:
         """Say what is allowed but known to fail."""
         found = []
         told = self.instruction is None or "{tags}" in self.instruction or "<answer>" in self.instruction
         if self.dialect == "xml" and not told:
             found.append("instruction: it does not name the tags; a model trained so answers with examples only")
-        if self.loss.advantage == "std" and self.reward == QUESTION_REWARD and self.weights.format > 0:
+        if self.loss.advantage == "std" and self.reward in REWARDS and self.weights.format > 0:
             found.append(
                 "loss.advantage: dividing by the standard deviation makes a small format reward as strong as the "
                 "answer's; the policy may settle for the form"
@@ -242,17 +259,21 @@ class TrainConfig:
 
     def settings(self) -> AgentSettings:
         """Return what training, evaluation and serving must share; it is stored beside the weights."""
-        searches = "search" in self.tools
-        index = str(Path(self.index).resolve()) if self.index else EMBEDDED if searches else None
+        searches = "search" in self.tool_names
+        index = self._index() if self.index else EMBEDDED if searches else None
         return AgentSettings(
             dialect=self.dialect,
             instruction=self.instruction,
-            tools=self.tools,
+            tools=self.tool_names,
             index=index,
             hits=self.hits,
             hit_separator=self.hit_separator,
             limits=self.limits,
         )
+
+    def _index(self) -> str:
+        index = self.index or ""
+        return index if index.startswith(("http://", "https://")) else str(Path(index).resolve())
 
 
 def _at_least(bound: int, name: str, value: int) -> None:

@@ -18,7 +18,7 @@ from icrl.runtime.model import find_model
 from icrl.runtime.rollout import Rollout
 from icrl.runtime.sandbox.result import Executor
 from icrl.runtime.store import TrajectoryStore
-from icrl.runtime.toolset import open_tools
+from icrl.runtime.toolset import open_toolbox
 from icrl.tokenizer import ChatTokenizer
 from icrl.train.checkpoint import RunState, checkpoint_directory, latest_checkpoint, load_state
 from icrl.train.config import QUESTION_REWARD, TrainConfig
@@ -239,7 +239,7 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
     portal.call(engine.start)
     agent = Agent(
         engine,
-        tools=portal.call(open_tools, settings.tools, settings),
+        tools=portal.call(open_toolbox, settings.tools, settings, config.tooling),
         dialect=settings.dialect,
         instruction=settings.instruction,
         limits=settings.limits,

@@ -9,7 +9,10 @@ from icrl.errors import ConfigError, DataError
 from icrl.runtime.settings import EMBEDDED, AgentSettings
 from icrl.runtime.tools.index import build_index
 from icrl.runtime.tools.search import SearchTool
-from icrl.runtime.toolset import open_tools
+from icrl.runtime.tools.toolbox import Toolbox
+from icrl.runtime.toolset import ToolingConfig, open_toolbox, open_tools
+from icrl.testing import EchoTool
+from icrl.types import ToolCall
 
 
 @pytest.fixture
@@ -85,3 +88,66 @@ async def test_a_tool_of_the_users_own_is_imported_from_the_working_directory(tm
             await opened(AgentSettings(tools=(f"my_own_tools:{name}",)))
     with pytest.raises(ConfigError, match="tools: cannot import 'my_own_tolls'"):
         await opened(AgentSettings(tools=("my_own_tolls:shout",)))
+
+
+# ---- caches and journals
+
+
+def test_a_replayed_run_neither_records_nor_caches():
+    for other in ({"record": "b"}, {"cache": "memory"}):
+        with pytest.raises(ConfigError, match=r"give tooling\.replay alone"):
+            ToolingConfig(replay="a", **other)
+
+
+async def test_a_recorded_call_is_answered_without_its_tool(tmp_path, index):
+    settings = AgentSettings(tools=("search",), index=str(index), hits=1)
+    call = ToolCall(name="search", arguments={"query": "Balt"}, id="0.0")
+    recording = await open_toolbox(settings.tools, settings, ToolingConfig(record=tmp_path / "tools.jsonl"))
+    said = await recording.run(call, deadline_s=30.0, session="t")
+    await recording.aclose()
+    echo = EchoTool(name="search")
+    replaying = await open_toolbox([echo], settings, ToolingConfig(replay=tmp_path / "tools.jsonl"))
+    with pytest.raises(DataError):  # another tool, so another fingerprint: nothing is silently different
+        await replaying.run(call, deadline_s=30.0, session="t")
+    await replaying.aclose()
+    replaying = await open_toolbox(settings.tools, settings, ToolingConfig(replay=tmp_path / "tools.jsonl"))
+    again = await replaying.run(call, deadline_s=30.0, session="t")
+    await replaying.aclose()
+    assert (again.text, again.error) == (said.text, None) == ("The code of Balt is 2.", None)
+    assert echo.calls == []
+
+
+async def test_a_cache_answers_the_second_call(index):
+    settings = AgentSettings(tools=("search",), index=str(index), hits=1)
+    toolbox = await open_toolbox(settings.tools, settings, ToolingConfig(cache="memory"))
+    call = ToolCall(name="search", arguments={"query": "Balt"})
+    first, second = [await toolbox.run(call, deadline_s=30.0) for _ in range(2)]
+    assert first.text == second.text
+    assert toolbox.accounts["search"].cache_hits == 1
+    await toolbox.aclose()
+
+
+async def test_a_toolbox_is_taken_as_it_is():
+    toolbox = Toolbox([EchoTool()])
+    assert await open_toolbox(toolbox, AgentSettings()) is toolbox
+
+
+# ---- names
+
+
+async def test_web_and_fetch_are_opened_by_name():
+    web, fetch = await open_tools(["web:searxng=http://localhost:8080", "fetch"], AgentSettings())
+    assert (web.spec.name, fetch.spec.name) == ("web", "fetch")
+    for tool in (web, fetch):
+        await tool.aclose()
+
+
+async def test_a_web_search_names_its_provider():
+    with pytest.raises(ConfigError, match=r"names no provider"):
+        await open_tools(["web"], AgentSettings())
+
+
+async def test_python_is_contained():
+    (tool,) = await open_tools(["python"], AgentSettings())
+    assert tool.spec.name == "python"
+    await tool.aclose()

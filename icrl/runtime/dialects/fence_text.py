@@ -10,6 +10,7 @@ from icrl.errors import ConfigError, DataError
 from icrl.runtime.dialects.arguments import bare_text, text_parameter
 from icrl.runtime.dialects.fence_parser import FenceParser, Program
 from icrl.runtime.dialects.foreign import escape
+from icrl.runtime.dialects.inline import answer_text
 from icrl.runtime.tools.snippet import unfenced
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.types import Demonstration, Message
@@ -111,6 +112,8 @@ def assistant_text(message: Message, tool: ToolSpec | None, form: Form) -> str:
     """
     if message.role == "tool":
         return output(escape(fenceless(message.content), TAGS), form)
+    if not message.tool_calls:
+        return answer_text(message.content, ("<answer>", "<think>", "<code>", "```", "\\boxed{"))
     calls = [_fenced(call.name, call.arguments, tool, "messages") for call in message.tool_calls]
     return "\n".join(filter(None, (message.content, *calls)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
@@ -11,7 +11,7 @@ from icrl.tokenizer import Rendered, Tokenizer
 from icrl.trajectory import Role, Segment
 from icrl.types import Message
 
-__all__ = ["inline_prompt", "user_turn"]
+__all__ = ["answer_text", "inline_prompt", "user_turn"]
 
 
 def inline_prompt(
@@ -44,6 +44,16 @@ def inline_prompt(
     history: list[Role] = ["history"] if system or len(turns) > 1 else []
     cuts += [(len(chat) - 1, query)] * len(history)
     return prompt_segments(tokenizer, tokenizer.render(chat, cuts=cuts), ["system", *demos, *history, "query"])
+
+
+def answer_text(text: str, marks: Iterable[str]) -> str:
+    """Write what an assistant said as the model would have: as an answer, unless it holds marks already.
+
+    Example:
+        >>> answer_text("113", ["<answer>"]), answer_text("<answer>113</answer>", ["<answer>"])
+        ('<answer> 113 </answer>', '<answer>113</answer>')
+    """
+    return text if not text or any(mark in text for mark in marks) else f"<answer> {text} </answer>"
 
 
 def _chat(head: str, turns: Sequence[Message], query_prefix: str, write: Callable[[Message], str]) -> list[Message]:

@@ -10,6 +10,7 @@ import msgspec
 from icrl.errors import DataError
 from icrl.runtime.dialects.arguments import bare_text, read_object, text_parameter
 from icrl.runtime.dialects.foreign import escape
+from icrl.runtime.dialects.inline import answer_text
 from icrl.runtime.dialects.xml_parser import RESERVED
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.types import Demonstration, Message
@@ -90,6 +91,8 @@ def _thought(text: str) -> str:
 
 
 def assistant_text(message: Message, tools: Sequence[ToolSpec]) -> str:
-    """Write what an assistant message says and calls."""
+    """Write what an assistant message says and calls; what it says without a call is its answer."""
+    if not message.tool_calls:
+        return answer_text(message.content, [f"<{name}>" for name in reserved_tags(spec.name for spec in tools)])
     calls = [call_text(call.name, call.arguments, tools) for call in message.tool_calls]
     return "\n".join(filter(None, (message.content, *calls)))
