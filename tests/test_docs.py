@@ -19,7 +19,7 @@ import yaml
 
 import icrl
 from icrl import cli, config, configfile
-from icrl.runtime.model import open_tools
+from icrl.runtime.toolset import open_tools
 from icrl.tiny import BASE_DIR, HELD_OUT
 from icrl.train.config import TrainConfig
 from icrl.train.data import load_data
@@ -28,7 +28,7 @@ from icrl.train.tasks import load_tasks
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-SETTINGS = {"RunCommand", "EvalCommand", "IndexCommand", "TrainConfig", "PretrainConfig"}
+SETTINGS = {"RunCommand", "EvalCommand", "IndexCommand", "TrainConfig", "PretrainConfig", "ServeConfig", "ServeRetrieverCommand"}
 
 FENCE = re.compile(
     r"^(?:<!-- (?P<note>.*?) -->\n)?```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
@@ -170,7 +170,7 @@ def test_the_five_files_of_a_task_fit_together(reader):
     settings = config.load(TrainConfig, own, prog="icrl train", description="")
     data = load_data(settings)
     assert (len(data.train), len(data.held_out), len(data.demonstrations)) == (2, 1, 3)
-    (search,) = asyncio.run(open_tools(settings.settings()))
+    (search,) = asyncio.run(open_tools(("search",), settings.settings()))
     assert "Gulin" in asyncio.run(search({"query": data.train[-1].query}))
     asyncio.run(search.aclose())
 
