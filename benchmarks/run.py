@@ -12,6 +12,7 @@ CASES = {
     "learning": "the paper's argument in miniature: curriculum against zero-shot, few-shot and aggressive schedules",
     "overhead": "client CPU per turn with an instant scripted engine",
     "engine": "decode steps, prefix reuse and rollouts of the in-process engine",
+    "tools": "the sandbox by profile and layer, search engines on one corpus, the tool runtime per call",
     "footprint": "import time, --help time, install size, style figures",
 }
 

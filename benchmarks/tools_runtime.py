@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from icrl.runtime.tools.cache import ToolCache
 from icrl.runtime.tools.journal import Recorder
 from icrl.runtime.tools.tool import Tool, ToolPolicy, ToolSpec
@@ -39,6 +41,22 @@ class Instant:
 def measure() -> dict[str, Any]:
     """Return CPU µs per call by kind of call, and the calls saved on groups."""
     return {"overhead_us": asyncio.run(_overhead()), "savings": asyncio.run(_savings())}
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Show what `measure` returned."""
+    overhead = Table(title="tool runtime, CPU per call")
+    overhead.add_column("call")
+    overhead.add_column("µs", justify="right")
+    for name, value in found["overhead_us"].items():
+        overhead.add_row(name, f"{value:.1f}")
+    savings = Table(title=f"{STEPS} steps of {PROMPTS} groups of {MEMBERS}, {TURNS} searches each")
+    for column in ("with", "calls", "searches", "saved", "CPU ms a step"):
+        savings.add_column(column, justify="left" if column == "with" else "right")
+    for name, row in found["savings"].items():
+        counts = (f"{row['calls']}", f"{row['searches']}", f"{row['saved']:.0%}", f"{row['cpu_ms_per_step']:.1f}")
+        savings.add_row(name, *counts)
+    return [overhead, savings]
 
 
 async def _overhead(calls: int = 2000, repeats: int = 7) -> dict[str, float]:
