@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("icrl.train.__main__", "train a model to use tools (the same as python -m icrl.train)"),
     "eval": ("icrl.commands.eval", "evaluate a model on questions with known answers"),
     "serve": ("icrl.commands.serve", "serve a model with its tools, for OpenAI clients and for people"),
+    "serve-retriever": ("icrl.commands.serve_retriever", "serve a search index to other processes or machines"),
     "index": ("icrl.commands.index", "build a search index from a JSONL corpus"),
 }
 """Name → module with a `main(argv)`, and what the command does."""
@@ -78,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<8}{what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: icrl COMMAND [OPTIONS]",

@@ -122,7 +122,7 @@ async def _open_search(settings: AgentSettings) -> Tool:
     from icrl.runtime.tools.retrievers.opening import open_retriever
     from icrl.runtime.tools.search import SearchTool
 
-    require("numpy", "bm25s", extra="search")
+    require("numpy", "numba", extra="search")
     if settings.index is None:
         raise ConfigError("index: the search tool needs one; build it with `icrl index corpus.jsonl out/`")
     where = await asyncio.to_thread(_embedded_index) if settings.index == EMBEDDED else settings.index

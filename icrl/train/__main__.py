@@ -21,11 +21,10 @@ from icrl.train.data import Data, load_data
 
 if TYPE_CHECKING:
     from icrl.train.summary import Report
-    from icrl.types import Task
 
 __all__ = ["main"]
 
-NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "bm25s")
+NEEDED = ("torch", "transformers", "trl", "accelerate", "datasets", "numba")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -97,7 +96,7 @@ def _train(config: TrainConfig, directory: Path, data: Data) -> None:
                 session.evaluate(config.evaluation.tasks)
                 session.save_model()
         facts = session.facts(
-            startup_s=startup_s, finished=finished, next_commands=_next(directory, session.data.held_out[0], finished)
+            startup_s=startup_s, finished=finished, next_commands=_next(config, directory, session.data, finished)
         )
     report = write_report(directory, facts)
     console.print(_summary(report, directory), soft_wrap=True)
@@ -106,11 +105,13 @@ def _train(config: TrainConfig, directory: Path, data: Data) -> None:
         raise KeyboardInterrupt
 
 
-def _next(directory: Path, task: Task, finished: bool) -> tuple[str, ...]:
+def _next(config: TrainConfig, directory: Path, data: Data, finished: bool) -> tuple[str, ...]:
     where = shlex.quote(str(directory))
     if not finished:
         return (f"python -m icrl.train --resume {where}",)
-    return (f"icrl run --model {where} {shlex.quote(task.messages[-1].content)}", f"icrl eval {where}")
+    question = shlex.quote(data.held_out[0].messages[-1].content)
+    world = "" if config.world == "search" else f" --world {config.world}"
+    return (f"icrl run --model {where} {question}", f"icrl eval {where}{world}")
 
 
 def _summary(report: Report, directory: Path) -> str:

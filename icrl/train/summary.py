@@ -13,7 +13,7 @@ from icrl.trajectory import Trajectory
 
 __all__ = ["Report", "RunFacts", "summarize"]
 
-_PACKAGES = ("icrl", "torch", "transformers", "trl", "peft", "tokenizers", "bm25s", "numpy")
+_PACKAGES = ("icrl", "torch", "transformers", "trl", "peft", "tokenizers", "numba", "numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ class Report:
     """The same after training."""
     zero_shot_em_interval: tuple[float, float] | None
     """95 % interval of `zero_shot_em`."""
+    zero_shot_em_by_world: Mapping[str, float]
+    """Its parts, where the tasks are of several worlds."""
     zero_shot_f1: float | None
     """Held-out token overlap after training."""
     held_out_tasks: int
@@ -107,6 +109,7 @@ def summarize(
         zero_shot_em_before_interval=before.em_interval if before else None,
         zero_shot_em=after.em if after else None,
         zero_shot_em_interval=after.em_interval if after else None,
+        zero_shot_em_by_world=after.em_by_world if after else {},
         zero_shot_f1=after.f1 if after else None,
         held_out_tasks=after.tasks if after else 0,
         format_rate=after.format_rate if after else None,

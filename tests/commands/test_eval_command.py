@@ -81,6 +81,39 @@ def test_numbers_out_of_range_are_refused(options, problem, engine, tasks):
     assert engine.requests == []
 
 
+def test_a_world_stands_for_its_questions_and_demonstrations(engine, capsys):
+    main(["--world", "mixed", "--limit", "6", "--shots", "2", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["tasks"], result["shots"]) == (6, 2)
+    assert set(result["em_by_world"]) == {"search", "code"}
+    prompts = [engine.tokenizer.decode(request.ids) for request in engine.requests]
+    assert all("print(" in prompt and "<search>" in prompt for prompt in prompts)
+
+
+def test_a_table_has_a_row_for_each_world(engine, tmp_path, capsys):
+    path = tmp_path / "tasks.jsonl"
+    worlds = {"one?": "moon", "two?": "sun", "one more?": "sun"}
+    lines = [{"question": q, "answers": ["yes"], "metadata": {"world": w}} for q, w in worlds.items()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main(["--tasks", str(path)])
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "exact match" in line]
+    assert [(row[1].strip(), row[2].strip()) for row in rows] == [
+        ("exact match", "0.667"),
+        ("exact match, moon", "1.000"),
+        ("exact match, sun", "0.500"),
+    ]
+
+
+def test_tasks_of_one_world_have_no_parts(engine, capsys):
+    main(["--world", "code", "--limit", "2", "--json"])
+    assert json.loads(capsys.readouterr().out)["em_by_world"] == {}
+
+
+def test_a_misspelt_world_is_refused(engine):
+    with pytest.raises(ConfigError, match="world: 'serach' is not one of .* Did you mean 'search'"):
+        main(["--world", "serach"])
+
+
 def test_questions_without_answers_are_refused_with_their_line(engine, tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text('{"question": "a?", "answers": ["b"]}\n{"question": "c?"}\n')

@@ -5,6 +5,7 @@ import pytest
 from icrl.commands.index import main
 from icrl.errors import ConfigError, DataError
 from icrl.runtime.tools.index import Bm25Index
+from icrl.runtime.tools.retrievers.opening import open_index
 
 
 @pytest.fixture
@@ -49,3 +50,33 @@ def test_a_directory_with_other_things_is_not_replaced(corpus, tmp_path):
 def test_a_place_that_cannot_be_written_is_refused(corpus):
     with pytest.raises(DataError, match="the index cannot be written"):
         main([str(corpus), "/sys/index"])
+
+
+def test_shards_reach_the_index(corpus, tmp_path, capsys):
+    main([str(corpus), str(tmp_path / "out"), "--shards", "2"])
+    assert Bm25Index.open(tmp_path / "out").meta.shards == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "options", [["--backend", "tantivy"], ["--backend", "dense", "--encoder", "encoders_of_a_user:letters"]]
+)
+def test_other_kinds_of_index_are_built(corpus, tmp_path, capsys, options):
+    if "tantivy" in options:
+        pytest.importorskip("tantivy")
+    main([str(corpus), str(tmp_path / "out"), *options])
+    (hits,) = open_index(tmp_path / "out").search(["balt"], 1)
+    assert hits[0].text == "The code of Balt is 7."
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--backend", "tantivy", "--k1", "1"], "k1: is for --backend bm25, not tantivy"),
+        (["--encoder", "x"], "encoder: is for --backend dense, not bm25"),
+        (["--backend", "dense"], "encoder: --backend dense needs one"),
+        (["--backend", "tantvy"], "tantvy"),
+    ],
+)
+def test_options_of_other_kinds_are_refused(corpus, tmp_path, options, reason):
+    with pytest.raises(ConfigError, match=reason):
+        main([str(corpus), str(tmp_path / "out"), *options])

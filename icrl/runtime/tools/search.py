@@ -10,11 +10,10 @@ from icrl.errors import ToolArgumentError
 from icrl.runtime.tools.corpus import Hit
 from icrl.runtime.tools.index_meta import digest
 from icrl.runtime.tools.retrievers.protocol import Retriever, check_k, fingerprint_of
-from icrl.runtime.tools.retrievers.thread import ThreadRetriever as Bm25Retriever
 from icrl.runtime.tools.signature import Signature
 from icrl.runtime.tools.tool import ToolPolicy, ToolSpec, close
 
-__all__ = ["Bm25Retriever", "Hit", "Retriever", "SearchTool"]
+__all__ = ["Hit", "Retriever", "SearchTool"]
 
 
 def _form(query: str) -> None:

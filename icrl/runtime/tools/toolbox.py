@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 from functools import partial
 
 from icrl.errors import ConfigError, SandboxError, ToolArgumentError, ToolError, ToolNotFound, nearest
@@ -81,13 +81,16 @@ class Toolbox:
         """What every tool was asked so far, by name."""
         return {name: desk.account.snapshot() for name, desk in self._desks.items()}
 
-    async def run(self, call: ToolCall, *, deadline_s: float, session: str = "") -> ToolResult:
+    async def run(
+        self, call: ToolCall, *, deadline_s: float, session: str = "", offered: Collection[str] | None = None
+    ) -> ToolResult:
         """Answer one call; whatever goes wrong in the tool is part of the answer.
 
         Args:
             call: The call.
             deadline_s: Seconds until the answer is needed, waiting included; the tool's own timeout may be shorter.
             session: The trajectory that calls; tools with state keep it per session until `end`.
+            offered: Names that the model was told, all of them if not given; for it there are no others.
 
         Returns:
             The result. Its `error` is the class name of what went wrong, and then its text names it for the model.
@@ -97,8 +100,9 @@ class Toolbox:
             DataError: The journal has no such call, or cannot be written.
         """
         started = time.monotonic()
-        desk = self._desks.get(call.name)
-        answer = self._missing(call) if desk is None else await self._ask(desk, call, deadline_s, session)
+        names = self._desks.keys() if offered is None else offered
+        desk = self._desks.get(call.name) if call.name in names else None
+        answer = self._missing(call, names) if desk is None else await self._ask(desk, call, deadline_s, session)
         return ToolResult(
             call_id=call.id,
             name=call.name,
@@ -170,11 +174,11 @@ class Toolbox:
             return self._failed(call.name, error)
         return _fit(text, None, self._max_result_chars)
 
-    def _missing(self, call: ToolCall) -> Answer:
+    def _missing(self, call: ToolCall, names: Collection[str]) -> Answer:
         if call.error is not None:
             return self._failed(call.name, ToolArgumentError(call.error))
-        listed = ", ".join(self._desks) or "none"
-        hint = nearest(call.name, self._desks)
+        listed = ", ".join(names) or "none"
+        hint = nearest(call.name, names)
         return self._failed(call.name, ToolNotFound(f"there is no tool {call.name!r}.{hint} The tools are: {listed}."))
 
     def _failed(self, name: str, error: Exception) -> Answer:

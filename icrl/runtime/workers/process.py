@@ -21,7 +21,10 @@ from icrl.runtime.workers import child
 
 __all__ = ["Process", "RemoteError", "WorkerDied", "first_frame"]
 
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "LD_LIBRARY_PATH")
+KEPT = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "LD_LIBRARY_PATH", "HF_HOME",
+    "HF_HUB_OFFLINE",
+)  # fmt: skip
 """Environment variables that a worker gets; the others may hold secrets."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Several processes share the cores; each of them computes in one thread."""

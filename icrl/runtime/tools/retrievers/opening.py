@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from icrl.errors import ConfigError, DataError
 from icrl.runtime.tools.index_meta import IndexMeta, format_of, read_meta
@@ -17,6 +19,12 @@ POOL_LIMIT = 100_000
 """Documents from which a BM25 index gets processes of its own."""
 MOST_PROCESSES = 4
 KEY_VARIABLE = "ICRL_RETRIEVER_KEY"
+KINDS = {
+    "icrl-bm25": ("icrl.runtime.tools.index", "Bm25Index", "IndexMeta"),
+    "icrl-tantivy": ("icrl.runtime.tools.retrievers.tantivy", "TantivyIndex", "TantivyMeta"),
+    "icrl-dense": ("icrl.runtime.tools.retrievers.dense", "DenseIndex", "DenseMeta"),
+}
+"""Where to find the classes of an index and of its description, by what the directory says of itself."""
 
 
 def open_retriever(index: str | Path, *, processes: int | None = None, api_key: str | None = None) -> Retriever:
@@ -46,7 +54,9 @@ def open_retriever(index: str | Path, *, processes: int | None = None, api_key: 
     wanted = _processes(directory) if processes is None else processes
     if wanted == 0:
         return ThreadRetriever(open_index(directory))
-    return PoolRetriever(directory.absolute(), fingerprint=_fingerprint(directory), processes=wanted)
+    _, meta = _kind(directory)
+    fingerprint = read_meta(directory, meta).fingerprint
+    return PoolRetriever(directory.absolute(), fingerprint=fingerprint, processes=wanted)
 
 
 def open_index(directory: Path) -> Index:
@@ -56,30 +66,22 @@ def open_index(directory: Path) -> Index:
         DataError: The directory is no index, is damaged, or was made by another version.
         MissingExtraError: A package that the index needs is not installed.
     """
+    index, _ = _kind(directory)
+    opened: Index = index.open(directory)
+    return opened
+
+
+def _kind(directory: Path) -> tuple[Any, Any]:
+    """Return the classes of an index and of its description."""
     kind = format_of(directory)
-    if kind == "icrl-bm25":
-        from icrl.runtime.tools.index import Bm25Index
-
-        return Bm25Index.open(directory)
-    if kind == "icrl-tantivy":
-        from icrl.runtime.tools.retrievers.tantivy import TantivyIndex
-
-        return TantivyIndex.open(directory)
-    if kind == "icrl-dense":
-        from icrl.runtime.tools.retrievers.dense import DenseIndex
-
-        return DenseIndex.open(directory)
-    raise DataError(f"{directory}: holds an index of an unknown kind, {kind!r}")
+    if kind not in KINDS:
+        raise DataError(f"{directory}: holds an index of an unknown kind, {kind!r}")
+    module, index, meta = KINDS[kind]
+    found = import_module(module)
+    return getattr(found, index), getattr(found, meta)
 
 
 def _processes(directory: Path) -> int:
     if format_of(directory) != "icrl-bm25" or read_meta(directory, IndexMeta).documents < POOL_LIMIT:
         return 0
     return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-
-
-def _fingerprint(directory: Path) -> str:
-    """Read the fingerprint without opening a large index here."""
-    if format_of(directory) == "icrl-bm25":
-        return read_meta(directory, IndexMeta).fingerprint
-    return open_index(directory).fingerprint
