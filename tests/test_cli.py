@@ -10,7 +10,7 @@ from icrl import cli
 from icrl.errors import ConfigError
 from icrl.testing import ScriptedEngine
 
-COMMANDS = ["run", "train", "eval", "index"]
+COMMANDS = ["run", "train", "eval", "serve", "serve-retriever", "index"]
 
 
 def test_help_lists_every_command(capsys):
@@ -40,7 +40,7 @@ def test_a_misspelt_command_is_one_line_and_a_hint(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     error, hint = printed.err.splitlines()
-    assert error == "error: 'trian' is not a command (run, train, eval, index). Did you mean 'train'?"
+    assert error == "error: 'trian' is not a command (run, train, eval, serve, serve-retriever, index). Did you mean 'train'?"
     assert hint.startswith("hint: ")
 
 
