@@ -7,7 +7,7 @@ from typing import Any, Protocol
 __all__ = ["Language", "Refused"]
 
 
-class Refused(Exception):  # noqa: N818 - a verdict, not a fault
+class Refused(Exception):
     """The policy does not allow something; the message is for the model to read."""
 
 
