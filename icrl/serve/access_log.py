@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from datetime import UTC, datetime
-from typing import TextIO
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from icrl.serve.backlog import LineWriter
 from icrl.serve.keys import CALLER, REQUEST_ID, TRAJECTORIES
 
 __all__ = ["access_log"]
 
+MAX_PATH_CHARS = 200
 _ENCODER = msgspec.json.Encoder()
 
 
-def access_log(out: TextIO | None = None) -> Middleware:
+def access_log(lines: LineWriter) -> Middleware:
     """Return a middleware that writes a line when a request is over, also when its client vanished.
 
     Args:
-        out: Where to write; standard error if not given.
+        lines: Where to write.
     """
 
     @web.middleware
@@ -39,12 +39,22 @@ def access_log(out: TextIO | None = None) -> Middleware:
                 "caller": request.get(CALLER, ""),
                 "remote": request.remote,
                 "method": request.method,
-                "path": request.path[:200],
+                "path": _printable(request.path),
                 "status": None if response is None else response.status,
-                "bytes": None if response is None else response.body_length or response.content_length,
+                "bytes": None if response is None else _length(response),
                 "wall_s": round(time.monotonic() - started, 6),
                 "trajectories": request.get(TRAJECTORIES, []),
             }
-            print(_ENCODER.encode(line).decode(), file=out or sys.stderr, flush=True)
+            lines.write(_ENCODER.encode(line))
 
     return logged
+
+
+def _printable(path: str) -> str:
+    """Cut a path that a client made up, and make sure that it can be encoded."""
+    return path[:MAX_PATH_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
+def _length(response: web.StreamResponse) -> int | None:
+    """Bytes of what was streamed already, or of the body that will be sent."""
+    return response.body_length if response.prepared else response.content_length

@@ -11,29 +11,41 @@ from aiohttp.typedefs import Handler, Middleware
 from icrl.serve import admin, chat, metrics, models, openapi, page, responses, trajectories
 from icrl.serve.access import OPEN_PATHS, Keys
 from icrl.serve.access_log import access_log
+from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
 from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
+from icrl.serve.telemetry import Telemetry
 
 __all__ = ["build_app"]
 
 _LOG = logging.getLogger("icrl.serve")
 
 
-def build_app(service: Service, config: ServeConfig, *, model_name: str) -> web.Application:
+def build_app(
+    service: Service,
+    config: ServeConfig,
+    *,
+    model_name: str,
+    lines: LineWriter | None = None,
+    telemetry: Telemetry | None = None,
+) -> web.Application:
     """Put the server together.
 
     Args:
         service: The agent; started by whoever runs the app.
         config: What was set.
         model_name: What clients call the model.
+        lines: Where to write the access log; without it there is none.
+        telemetry: Makes a span of every request; without it there are none.
     """
     app = web.Application(
         client_max_size=config.admission.max_body_bytes,
         middlewares=[
             _identified,
-            *([access_log()] if config.access_log else []),
+            *([] if lines is None else [access_log(lines)]),
+            *([] if telemetry is None else [telemetry.traced]),
             metrics.measured,
             _explained,
             _authorised(Keys(config.api_keys())),

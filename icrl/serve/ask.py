@@ -34,9 +34,13 @@ class Ask:
     """Strings that end the answer's words."""
     max_tokens: int | None = None
     """Tokens of the response at most, observations included; the server's own limit holds in any case."""
+    max_tool_calls: int | None = None
+    """Calls of the server's tools at most; the server's own limit holds in any case."""
     client_tools: tuple[ToolSpec, ...] = ()
     """Tools that the client runs itself."""
     tool_choice: ToolChoice = "auto"
     """Whether tools may be called."""
+    place: Literal["messages", "input", "query"] = "messages"
+    """The field that held the conversation, for messages about it."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Returned as it came."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 
 from icrl.errors import DataError
-from icrl.serve.ask import Ask, ToolChoice
-from icrl.serve.client_tools import ClientTool, client_specs
+from icrl.serve.ask import Ask
+from icrl.serve.call_turns import Placed, paired
+from icrl.serve.client_tools import ClientTool, client_specs, is_tool_name, read_call, read_choice
 from icrl.serve.config import AdmissionConfig
 from icrl.serve.problem import invalid
 from icrl.types import Message, SamplingParams, ToolCall
@@ -40,13 +42,29 @@ class EarlierCall(msgspec.Struct, kw_only=True):
     type: Literal["function"] = "function"
 
 
+class ServerCall(msgspec.Struct, kw_only=True):
+    """A call that this server ran for an earlier answer, and its result."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    output: str | None = None
+
+
+class Facts(msgspec.Struct, kw_only=True):
+    """What an earlier answer told in the field `icrl`."""
+
+    tool_calls: list[ServerCall] = []
+
+
 class ChatMessage(msgspec.Struct, kw_only=True):
-    """One message; fields that clients echo from earlier answers are ignored."""
+    """One message; other fields that clients echo from earlier answers are ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     tool_calls: list[EarlierCall] | None = None
     tool_call_id: str | None = None
+    icrl: Facts | None = None
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -79,7 +97,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[ClientTool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     response_format: TextFormat | None = None
@@ -113,10 +131,10 @@ def read_ask(body: ChatRequest, admission: AdmissionConfig) -> tuple[Ask, int]:
             raise invalid(name, f"this server samples without penalties; leave it at 0, not {getattr(body, name)}")
     if body.top_logprobs not in (None, 0):
         raise invalid("top_logprobs", "only the sampled tokens' own logprobs are known; leave it at 0")
-    messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(body.messages))
+    placed = [each for i, message in enumerate(body.messages) for each in _placed(message, f"messages[{i}]")]
+    messages = paired(placed, field="tool_call_id")
     if messages[-1].role not in ("user", "tool"):
         raise invalid("messages", f"the last one must be a user or tool message, not {messages[-1].role!r}")
-    choice: ToolChoice = body.tool_choice or "auto"
     ask = Ask(
         messages=messages,
         sampling=_sampling(body),
@@ -124,7 +142,7 @@ def read_ask(body: ChatRequest, admission: AdmissionConfig) -> tuple[Ask, int]:
         stop=_stop(body),
         max_tokens=_max_tokens(body),
         client_tools=client_specs(body.tools or []),
-        tool_choice=choice,
+        tool_choice=read_choice(body.tool_choice),
         metadata=body.metadata or {},
     )
     return ask, choices
@@ -160,6 +178,16 @@ def _max_tokens(body: ChatRequest) -> int | None:
     return most
 
 
+def _placed(message: ChatMessage, place: str) -> Iterator[Placed]:
+    """Read a message, after the calls that this server ran for it; one that was never answered is left out."""
+    for call in message.icrl.tool_calls if message.icrl is not None and message.role == "assistant" else ():
+        if call.output is not None and is_tool_name(call.name):
+            asked = ToolCall(name=call.name, arguments=call.arguments, id=call.id)
+            yield Placed(place, Message(role="assistant", content="", tool_calls=(asked,)))
+            yield Placed(place, Message(role="tool", content=call.output, tool_call_id=call.id))
+    yield Placed(place, _message(message, place))
+
+
 def _message(message: ChatMessage, place: str) -> Message:
     content = message.content
     text = "".join(part.text for part in content) if isinstance(content, list) else content or ""
@@ -168,15 +196,10 @@ def _message(message: ChatMessage, place: str) -> Message:
         raise invalid(f"{place}.content", "is empty")
     if role == "tool" and message.tool_call_id is None:
         raise invalid(f"{place}.tool_call_id", "is missing; it names the call that this message answers")
-    calls = tuple(_call(c, f"{place}.tool_calls[{i}]") for i, c in enumerate(message.tool_calls or ()))
+    calls = tuple(
+        read_call(call.id, call.function.name, call.function.arguments, f"{place}.tool_calls[{i}].function")
+        for i, call in enumerate(message.tool_calls or ())
+    )
     if calls and role != "assistant":
         raise invalid(f"{place}.tool_calls", f"a {role} message makes no calls")
     return Message(role=role, content=text, tool_calls=calls, tool_call_id=message.tool_call_id)
-
-
-def _call(call: EarlierCall, place: str) -> ToolCall:
-    try:
-        arguments = msgspec.json.decode(call.function.arguments, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise invalid(f"{place}.function.arguments", f"must be a JSON object ({error})") from None
-    return ToolCall(name=call.function.name, arguments=arguments, id=call.id)

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from icrl.errors import ConfigError
+from icrl.tiny import DEMONSTRATIONS
 from icrl.types import Limits
 
 __all__ = ["AdmissionConfig", "ServeConfig"]
@@ -62,6 +63,10 @@ class ServeConfig:
     """Address to listen on. Anything but loopback needs an API key, or `--insecure`."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    shots: int = 0
+    """Demonstrations to show in every prompt; a model that was not trained to call tools needs some."""
+    demos: Path = DEMONSTRATIONS
+    """YAML or JSONL of demonstrations; the embedded world's by default."""
     tools: tuple[str, ...] | None = None
     """Tools to offer: `search`, `python`, `web`, `fetch`, `mcp:…`, `module:attribute`; the model's own by default."""
     index: str | None = None
@@ -82,6 +87,8 @@ class ServeConfig:
     """Seconds that running requests get to finish after SIGTERM."""
     store_entries: int = 1000
     """Responses kept for `previous_response_id`."""
+    store_bytes: int = 268_435_456
+    """Bytes that they may take together."""
     store_ttl_s: float = 3600.0
     """Seconds that they are kept."""
     log_trajectories: Path | None = None
@@ -99,8 +106,9 @@ class ServeConfig:
         for name in ("heartbeat_s", "grace_s", "store_ttl_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: must be > 0 seconds, not {getattr(self, name)}")
-        if self.store_entries < 0:
-            raise ConfigError(f"store_entries: must be >= 0, not {self.store_entries}")
+        for name in ("store_entries", "store_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must be >= 0, not {getattr(self, name)}")
         if not self.insecure and not _is_loopback(self.host) and not self.api_keys():
             raise ConfigError(
                 f"host: {self.host} serves other machines, which needs a key (set {KEY_VARIABLE} or --api-key-file) "

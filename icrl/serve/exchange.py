@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -15,6 +15,7 @@ from icrl.serve.narration import Heard, Narrator
 from icrl.serve.service import Lease
 from icrl.serve.stop_words import StopWords
 from icrl.serve.stream import Mailbox
+from icrl.serve.usage import Usage, count
 from icrl.trajectory import StopReason, Trajectory
 
 __all__ = ["Exchange", "Told"]
@@ -47,12 +48,15 @@ class Exchange:
         self._tasks: list[asyncio.Task[Trajectory]] = []
         self.cut: set[int] = set()
         """Choices that ended at a stop string."""
+        self.narrators: list[Narrator] = []
+        """Who tells of each run."""
         self.runs: list[Run] = [self._prepare(ask, choice) for choice in range(choices)]
         """The runs, one a choice."""
 
     def _prepare(self, ask: Ask, choice: int) -> Run:
         model = self._lease.agent.model
-        narrator = Narrator(model.dialect, model.tokenizer, model.toolbox.specs)
+        narrator = Narrator(model.dialect, model.tokenizer, self._lease.offer(ask).specs)
+        self.narrators.append(narrator)
         words = StopWords(ask.stop)
 
         def emit(event: Event) -> None:
@@ -79,7 +83,8 @@ class Exchange:
         """End what still runs."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Unlike `gather`, this does not cancel them a second time where it is cancelled itself.
+        await asyncio.wait(self._tasks)
 
     def told(self, *, heartbeat_s: float) -> AsyncIterator[list[Told]]:
         """Yield what is heard, in order, until all runs are over; an empty list after a silence."""
@@ -89,11 +94,16 @@ class Exchange:
         """Wait for the runs and return what became of them, in the order of the choices."""
         return list(await asyncio.gather(*self._tasks))
 
+    def usage(self, trajectories: Sequence[Trajectory]) -> Usage:
+        """Count the tokens of the finished runs."""
+        tokenizer = self._lease.agent.model.tokenizer
+        return count(trajectories, [narrator.spans for narrator in self.narrators], tokenizer)
+
 
 def _until(words: StopWords, heard: Heard) -> list[Heard]:
     """Let the answer's words through up to a stop string; what was held back comes before the end."""
     if heard.kind == "said":
         said = words.feed(heard.text)
         return [heard._replace(text=said)] if said else []
-    held = words.close() if heard.kind == "stopped" else ""
+    held = words.close() if heard.kind in ("handed_over", "stopped") else ""
     return [Heard("said", held, heard.turn), heard] if held else [heard]

@@ -1,22 +1,29 @@
-"""`GET /metrics`: what an operator watches, in Prometheus' text format."""
+"""`GET /metrics`: what an operator watches, in Prometheus' text format.
+
+Every label has a bounded set of values: routes, statuses, tools that are offered, stop reasons. Nothing that a client
+or a model writes becomes one.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from icrl.events import CallFinished, Event, RunStopped, TextDelta, ToolOutput, TurnFinished
+from icrl.runtime.tools.accounts import ToolAccount
 from icrl.serve.keys import SERVICE
 from icrl.serve.service import Service
 
 __all__ = ["METRICS", "Metrics", "add_routes", "measured"]
 
-_SHORT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SHORT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 UNKNOWN = "unknown"
 
@@ -56,6 +63,7 @@ class Metrics:
         self.tool_calls = Counter("icrl_tool_calls", "Tool calls by outcome.", ["tool", "outcome"], registry=registry)
         self.tokens = Counter("icrl_tokens", "Tokens: prompt, cached, sampled, observed.", ["kind"], registry=registry)
         self.stops = Counter("icrl_stops", "Runs by the reason of their end.", ["reason"], registry=registry)
+        registry.register(_ToolAccounts(service))
         for name, what, value in (
             ("icrl_requests_in_flight", "Requests that hold a slot or wait for one.", lambda: service.running),
             ("icrl_requests_waiting", "Requests that wait for a slot.", lambda: service.waiting),
@@ -63,7 +71,11 @@ class Metrics:
             ("icrl_reloads", "How often the model was replaced.", lambda: service.reloads),
             ("icrl_ready", "Whether requests are answered.", lambda: service.state == "ready"),
         ):
-            Gauge(name, what, registry=registry).set_function(value)
+            self.show(name, what, value)
+
+    def show(self, name: str, what: str, value: Callable[[], float]) -> None:
+        """Show a number that is read whenever somebody asks."""
+        Gauge(name, what, registry=self.registry).set_function(value)
 
     def watch(self, run_id: str) -> Callable[[Event], None]:
         """Return something that counts the events of one run."""
@@ -90,7 +102,7 @@ class Metrics:
                 if turn.sampled_tokens:
                     self.token_s.observe(turn.generate_s / turn.sampled_tokens)
             case CallFinished(result=result):
-                tool = result.name if result.name in self._offered() else UNKNOWN
+                tool = result.name if result.name in _offered(self._service) else UNKNOWN
                 self.tool_s.labels(tool).observe(result.wall_s)
                 self.tool_calls.labels(tool, "ok" if result.error is None else "error").inc()
             case ToolOutput(segments=segments):
@@ -98,9 +110,36 @@ class Metrics:
             case RunStopped(stop_reason=reason):
                 self.stops.labels(str(reason)).inc()
 
-    def _offered(self) -> frozenset[str]:
+
+def _offered(service: Service) -> set[str]:
+    return set() if service.agent is None else {spec.name for spec in service.agent.model.toolbox.specs}
+
+
+_ACCOUNTS: tuple[tuple[str, str, Callable[[ToolAccount], float]], ...] = (
+    ("icrl_tool_runs", "Runs of the tool itself.", lambda account: account.runs),
+    ("icrl_tool_cache_hits", "Calls answered from the cache.", lambda account: account.cache_hits),
+    ("icrl_tool_shared", "Calls that waited for an equal call's run.", lambda account: account.shared),
+    ("icrl_tool_retries", "Runs that repeated one which failed.", lambda account: account.retries),
+    ("icrl_tool_cancelled", "Calls whose caller stopped waiting.", lambda account: account.cancelled),
+    ("icrl_tool_wait_seconds", "Seconds spent waiting for a slot or a rate.", lambda account: account.waited_s),
+)
+
+
+class _ToolAccounts(Collector):
+    """What the tools did behind their calls; counts begin anew when the model is reloaded."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the accounts."""
         agent = self._service.agent
-        return frozenset() if agent is None else frozenset(spec.name for spec in agent.model.toolbox.specs)
+        accounts = {} if agent is None else agent.model.toolbox.accounts
+        for name, what, read in _ACCOUNTS:
+            family = CounterMetricFamily(name, what, labels=["tool"])
+            for tool, account in accounts.items():
+                family.add_metric([tool], read(account))
+            yield family
 
 
 METRICS = web.AppKey("metrics", Metrics)

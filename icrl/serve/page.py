@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from functools import lru_cache
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from aiohttp import web
 
 from icrl.serve.keys import CALLER
 from icrl.serve.responses import STORE
-from icrl.tokenizer import Tokenizer
+from icrl.tokenizer import TextStream, Tokenizer
 from icrl.trajectory import Segment, Trajectory, policy_tokens
 from icrl.wire import decode
 
 __all__ = ["add_routes", "token_view"]
 
-_PAGE = Path(__file__).with_name("page.html")
+_CONTROL = re.compile(r"<[^\s<>]{1,64}>")
 
 
 def add_routes(app: web.Application) -> None:
@@ -28,17 +29,14 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/v1/responses/{id}/tokens", _tokens)
 
 
-@lru_cache(maxsize=1)
-def _page() -> tuple[bytes, dict[str, str]]:
-    """Return the page and headers that let it run its own script, talk to its own server, and nothing else."""
-    html = _PAGE.read_text(encoding="utf-8")
-    hashes = {tag: _hash(re.search(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)) for tag in ("script", "style")}
+def _headers(html: str) -> dict[str, str]:
+    """Return headers that let the page run its own script, talk to its own server, and nothing else."""
+    script, style = (_hash(re.search(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)) for tag in ("script", "style"))
     policy = (
-        f"default-src 'none'; connect-src 'self'; img-src data:; script-src {hashes['script']}; "
-        f"style-src {hashes['style']}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; connect-src 'self'; img-src data:; script-src {script}; style-src {style}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-    return html.encode(), headers
+    return {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
 
 def _hash(found: re.Match[str] | None) -> str:
@@ -46,9 +44,12 @@ def _hash(found: re.Match[str] | None) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+_HTML = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+_SENT_WITH = _headers(_HTML)
+
+
 async def _show(request: web.Request) -> web.Response:
-    body, headers = _page()
-    return web.Response(body=body, content_type="text/html", charset="utf-8", headers=headers)
+    return web.Response(text=_HTML, content_type="text/html", headers=_SENT_WITH)
 
 
 async def _tokens(request: web.Request) -> web.Response:
@@ -57,23 +58,34 @@ async def _tokens(request: web.Request) -> web.Response:
 
 
 def token_view(trajectory: Trajectory, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return every token of a trajectory with its provenance, for people to look at."""
+    """Return every token of a trajectory with its provenance, for people to look at.
+
+    `control` is a control token's name, empty where the segment's text does not write it, and null for other tokens.
+    """
     segments = [
         {
             "source": segment.source,
             "role": segment.role,
             "turn": segment.turn,
             "trained": policy_tokens(segment.source),
-            "tokens": _token_list(segment, tokenizer),
+            "tokens": list(_listed(segment, tokenizer)),
         }
         for segment in trajectory.segments
     ]
     return {"trajectory_id": trajectory.id, "stop_reason": str(trajectory.stop_reason), "segments": segments}
 
 
-def _token_list(segment: Segment, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    logprobs = segment.logprobs or (None,) * len(segment.ids)
-    return [
-        {"id": token, "text": tokenizer.decode([token]), "logprob": logprob}
-        for token, logprob in zip(segment.ids, logprobs, strict=True)
-    ]
+def _listed(segment: Segment, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    """Yield the tokens; a character that several of them make is the last one's text."""
+    stream, at = TextStream(tokenizer), 0
+    for token, logprob in zip(segment.ids, segment.logprobs or repeat(None), strict=False):
+        text = stream.feed([token])
+        control = None if text or tokenizer.decode([token]) else _control(segment.text, at)
+        at += len(text or control or "")
+        yield {"id": token, "text": text, "control": control, "logprob": logprob}
+
+
+def _control(text: str, at: int) -> str:
+    """Name a control token as the segment's text does; the one that ends the model's turn stands in no text."""
+    found = _CONTROL.match(text, at)
+    return "" if found is None else found[0]

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-__all__ = ["Problem", "invalid"]
+__all__ = ["Problem", "engine_failed", "invalid"]
 
 
 class Problem(Exception):
@@ -66,3 +66,13 @@ def invalid(param: str | None, message: str, *, code: str | None = None) -> Prob
         400
     """
     return Problem(400, f"{param}: {message}" if param else message, param=param, code=code)
+
+
+def engine_failed() -> Problem:
+    """Return what a client is told when the engine broke; why is in the server's log only.
+
+    Example:
+        >>> engine_failed().status
+        502
+    """
+    return Problem(502, "the engine failed while answering", type="server_error", code="engine_error")

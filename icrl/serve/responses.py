@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from icrl.serve.ask import Ask
 from icrl.serve.body import read_body
-from icrl.serve.exchange import Exchange, Told
+from icrl.serve.exchange import Exchange
 from icrl.serve.history import answer_messages
-from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE, TRAJECTORIES
+from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, SERVICE, TRAJECTORIES
 from icrl.serve.models import check_model
-from icrl.serve.problem import Problem, invalid
-from icrl.serve.responses_items import ItemWriter
+from icrl.serve.problem import engine_failed, invalid
+from icrl.serve.responses_reply import ResponseReply
 from icrl.serve.responses_request import ResponsesRequest, read_ask
 from icrl.serve.store import ResponseStore, Stored
-from icrl.serve.stream import EventStream, encode_event
-from icrl.serve.usage import count
+from icrl.serve.stream import HEARTBEAT, send
+from icrl.tokenizer import Tokenizer
 from icrl.trajectory import StopReason, Trajectory
-from icrl.types import Message
 from icrl.wire import encode
 
 __all__ = ["STORE", "add_routes"]
 
 STORE = web.AppKey("responses", ResponseStore)
 """Finished responses."""
-LIVE = web.AppKey("live_responses", dict[str, tuple[str, Exchange]])
-"""Responses in the making with their owners, for cancellation."""
+LIVE = web.AppKey("live_responses", dict[str, tuple[str, ResponseReply]])
+"""Responses in the making with their owners."""
 
-Status = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
-_ENDS: dict[StopReason, tuple[Status, str | None]] = {
-    StopReason.ANSWER: ("completed", None),
-    StopReason.END_OF_TURN: ("completed", None),
-    StopReason.ABORTED: ("incomplete", "aborted"),
-    StopReason.ERROR: ("failed", None),
-}
-"""Status and reason; every limit is incomplete for `max_output_tokens`."""
-_FAILED = {"code": "server_error", "message": "the engine failed while answering"}
+_FOREVER_S = 86_400.0
+
+Keep = Callable[[dict[str, Any], Trajectory], None]
+"""Stores a finished response, before its last event can reach the client."""
 
 
 def add_routes(app: web.Application) -> None:
     """Serve the Responses protocol."""
     config = app[CONFIG]
-    app[STORE] = ResponseStore(max_entries=config.store_entries, ttl_s=config.store_ttl_s)
+    app[STORE] = ResponseStore(max_entries=config.store_entries, max_bytes=config.store_bytes, ttl_s=config.store_ttl_s)
     app[LIVE] = {}
     app.router.add_post("/v1/responses", create)
     app.router.add_get("/v1/responses/{id}", _retrieve)
@@ -59,177 +52,97 @@ async def create(request: web.Request) -> web.StreamResponse:
     """Answer one request, as a stream of events or in one piece."""
     body = await read_body(request, ResponsesRequest)
     check_model(request.app, body.model)
-    caller = request[CALLER]
-    earlier: tuple[Message, ...] = ()
-    if body.previous_response_id is not None:
-        stored = request.app[STORE].get(body.previous_response_id, owner=caller, param="previous_response_id")
-        earlier = stored.messages
-    ask = read_ask(body, earlier, request.app[CONFIG].admission)
-    async with request.app[SERVICE].admitted(caller) as lease, Exchange(lease, ask) as exchange:
-        reply = _Reply(model=request.app[MODEL_NAME], body=body, id=exchange.runs[0].id)
-        request[TRAJECTORIES] = [reply.id]
-        live = request.app[LIVE]
-        live[reply.name] = caller, exchange
+    ask = _ask(request, body)
+    async with request.app[SERVICE].admitted(request[CALLER]) as lease, Exchange(lease, ask) as exchange:
+        reply = ResponseReply(request.app[MODEL_NAME], body, exchange)
+        request[TRAJECTORIES] = [exchange.runs[0].id]
+        keep = _keeper(request, body, ask, reply, lease.agent.model.tokenizer)
+        request.app[LIVE][reply.name] = request[CALLER], reply
         try:
-            answered = await (_stream if body.stream else _whole)(request, exchange, reply)
-            (trajectory,) = await exchange.trajectories()
+            if body.stream:
+                events = _events(reply, keep, request.app[CONFIG].heartbeat_s)
+                return await send(request, events, failed=reply.failed)
+            return await _whole(reply, keep)
         finally:
-            del live[reply.name]
-        if body.store is not False:
-            # Instructions hold for one request only, as the protocol has it.
-            kept = ask.messages[body.instructions is not None :]
-            entry = Stored(
-                owner=caller,
-                response=reply.whole(trajectory),
-                input_items=_listed(body, reply.name),
-                messages=(*kept, *answer_messages(trajectory, reply.said)),
-                trajectory=encode(trajectory),
-                tokenizer=lease.agent.model.tokenizer,
-            )
-            request.app[STORE].put(reply.name, entry)
-        return answered
+            del request.app[LIVE][reply.name]
 
 
-async def _whole(request: web.Request, exchange: Exchange, reply: _Reply) -> web.StreamResponse:
-    async for batch in exchange.told(heartbeat_s=3600.0):
-        for _ in reply.tell(batch):
-            pass
-    (trajectory,) = await exchange.trajectories()
+def _ask(request: web.Request, body: ResponsesRequest) -> Ask:
+    name = body.previous_response_id
+    if name is None:
+        return read_ask(body, (), request.app[CONFIG].admission)
+    stored = request.app[STORE].get(name, owner=request[CALLER], param="previous_response_id")
+    return read_ask(body, stored.messages, request.app[CONFIG].admission)
+
+
+async def _whole(reply: ResponseReply, keep: Keep) -> web.StreamResponse:
+    async for batch in reply.exchange.told(heartbeat_s=_FOREVER_S):
+        reply.tell(batch)
+    (trajectory,) = await reply.exchange.trajectories()
     if trajectory.error is not None:
-        raise Problem(502, _FAILED["message"], type="server_error", code="engine_error")
-    for _ in reply.end(trajectory):
-        pass
-    return web.Response(body=msgspec.json.encode(reply.whole(trajectory)), content_type="application/json")
+        raise engine_failed()
+    response, _ = reply.ending(trajectory)
+    keep(response, trajectory)
+    return web.Response(body=msgspec.json.encode(response), content_type="application/json")
 
 
-async def _stream(request: web.Request, exchange: Exchange, reply: _Reply) -> web.StreamResponse:
-    config = request.app[CONFIG]
-    stream = EventStream(request, write_timeout_s=config.admission.write_timeout_s)
-    await stream.begin({"X-Request-Id": request[REQUEST_ID]})
-    await stream.write(b"".join(reply.begin()))
-    async for batch in exchange.told(heartbeat_s=config.heartbeat_s):
-        await stream.write(b"".join(reply.tell(batch)))
-    (trajectory,) = await exchange.trajectories()
-    await stream.write(b"".join(reply.end(trajectory)))
-    await stream.end()
-    return stream.response
+async def _events(reply: ResponseReply, keep: Keep, heartbeat_s: float) -> AsyncGenerator[bytes, None]:
+    yield reply.opening()
+    async for batch in reply.exchange.told(heartbeat_s=heartbeat_s):
+        if not batch:
+            yield HEARTBEAT
+        elif payload := reply.tell(batch):
+            yield payload
+    (trajectory,) = await reply.exchange.trajectories()
+    response, events = reply.ending(trajectory)
+    keep(response, trajectory)
+    yield events
 
 
-@dataclass(slots=True)
-class _Reply:
-    """Writes one response and its events."""
+def _keeper(request: web.Request, body: ResponsesRequest, ask: Ask, reply: ResponseReply, tokenizer: Tokenizer) -> Keep:
+    def keep(response: dict[str, Any], trajectory: Trajectory) -> None:
+        if body.store is False:
+            return
+        # Instructions hold for one request only, as the protocol has it.
+        kept = ask.messages[body.instructions is not None :]
+        entry = Stored(
+            owner=request[CALLER],
+            response=msgspec.json.encode(response),
+            input_items=msgspec.json.encode(_listed(body, reply.name)),
+            conversation=encode((*kept, *answer_messages(trajectory, reply.said))),
+            trajectory=encode(trajectory),
+            tokenizer=tokenizer,
+        )
+        request.app[STORE].put(reply.name, entry)
 
-    model: str
-    body: ResponsesRequest
-    id: str
-    created: int = field(default_factory=lambda: int(time.time()))
-    sequence: int = 0
-    words: list[str] = field(default_factory=list)
-    writer: ItemWriter = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.writer = ItemWriter(self.id)
-
-    @property
-    def name(self) -> str:
-        """The response's id."""
-        return f"resp_{self.id}"
-
-    @property
-    def said(self) -> str:
-        """The answer's words."""
-        return "".join(self.words)
-
-    def begin(self) -> Iterator[bytes]:
-        """Write the events that open a stream."""
-        opened = self._response("in_progress", None, [], None)
-        yield self._event({"type": "response.created", "response": opened})
-        yield self._event({"type": "response.in_progress", "response": opened})
-
-    def tell(self, batch: list[Told]) -> Iterator[bytes]:
-        """Write the events of what was heard."""
-        for told in batch:
-            if told.heard.kind == "said":
-                self.words.append(told.heard.text)
-            for event in self.writer.feed(told.heard):
-                yield self._event(event)
-
-    def end(self, trajectory: Trajectory) -> Iterator[bytes]:
-        """Write the events that close a stream."""
-        for event in self.writer.abandon():
-            yield self._event(event)
-        response = self.whole(trajectory)
-        outcome = "incomplete" if response["status"] == "cancelled" else response["status"]
-        yield self._event({"type": f"response.{outcome}", "response": response})
-
-    def whole(self, trajectory: Trajectory) -> dict[str, Any]:
-        """Write the finished response."""
-        status, reason = _ENDS.get(trajectory.stop_reason, ("incomplete", "max_output_tokens"))
-        return self._response(status, reason, self.writer.items, trajectory)
-
-    def _event(self, event: dict[str, Any]) -> bytes:
-        event["sequence_number"] = self.sequence
-        self.sequence += 1
-        return encode_event(event, event=event["type"])
-
-    def _response(
-        self, status: Status, reason: str | None, output: list[dict[str, Any]], trajectory: Trajectory | None
-    ) -> dict[str, Any]:
-        body = self.body
-        return {
-            "id": self.name,
-            "object": "response",
-            "created_at": self.created,
-            "status": status,
-            "background": False,
-            "error": _FAILED if status == "failed" else None,
-            "incomplete_details": None if reason is None else {"reason": reason},
-            "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens,
-            "model": self.model,
-            "output": output,
-            "parallel_tool_calls": True,
-            "previous_response_id": body.previous_response_id,
-            "reasoning": {"effort": None, "summary": None},
-            "store": body.store is not False,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": body.tool_choice or "auto",
-            "tools": msgspec.to_builtins(body.tools or []),
-            "top_p": 1.0 if body.top_p is None else body.top_p,
-            "truncation": "disabled",
-            "usage": None if trajectory is None else _usage(trajectory),
-            "metadata": body.metadata or {},
-            "icrl": None if trajectory is None else _facts(trajectory),
-        }
+    return keep
 
 
-def _usage(trajectory: Trajectory) -> dict[str, Any]:
-    usage = count([trajectory])
+def _listed(body: ResponsesRequest, name: str) -> dict[str, Any]:
+    """Return the input as a list of items with ids."""
+    given = body.input
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    data = [{"id": f"in_{name}_{i}", "type": "message", **item} for i, item in enumerate(items)]
     return {
-        "input_tokens": usage.prompt,
-        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
-        "output_tokens": usage.sampled,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.prompt + usage.sampled,
-        "icrl": {"observed_tokens": usage.observed},
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"],
+        "last_id": data[-1]["id"],
+        "has_more": False,
     }
 
 
-def _facts(trajectory: Trajectory) -> dict[str, Any]:
-    return {"trajectory_id": trajectory.id, "stop_reason": str(trajectory.stop_reason)}
-
-
-def _listed(body: ResponsesRequest, name: str) -> list[dict[str, Any]]:
-    """Return the input as items with ids."""
-    given = body.input
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-    return [{"id": f"in_{name}_{i}", "type": "message", **item} for i, item in enumerate(items)]
+def _live(request: web.Request) -> ResponseReply | None:
+    owner, reply = request.app[LIVE].get(request.match_info["id"], (None, None))
+    return reply if owner == request[CALLER] else None
 
 
 async def _retrieve(request: web.Request) -> web.Response:
+    reply = _live(request)
+    if reply is not None:
+        return web.Response(body=msgspec.json.encode(reply.so_far()), content_type="application/json")
     stored = request.app[STORE].get(request.match_info["id"], owner=request[CALLER])
-    return web.json_response(stored.response)
+    return web.Response(body=stored.response, content_type="application/json")
 
 
 async def _delete(request: web.Request) -> web.Response:
@@ -239,19 +152,17 @@ async def _delete(request: web.Request) -> web.Response:
 
 
 async def _input_items(request: web.Request) -> web.Response:
-    items = request.app[STORE].get(request.match_info["id"], owner=request[CALLER]).input_items
-    first, last = (items[0]["id"], items[-1]["id"]) if items else (None, None)
-    listed = {"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False}
-    return web.json_response(listed)
+    stored = request.app[STORE].get(request.match_info["id"], owner=request[CALLER])
+    return web.Response(body=stored.input_items, content_type="application/json")
 
 
 async def _cancel(request: web.Request) -> web.Response:
-    """End a response that is being made; its stream ends as incomplete with what there is."""
-    name = request.match_info["id"]
-    owner, exchange = request.app[LIVE].get(name, (None, None))
-    if exchange is None or owner != request[CALLER]:
+    """End a response that is being made, and return it as it is; its stream ends with what there is."""
+    reply, name = _live(request), request.match_info["id"]
+    if reply is None:
         request.app[STORE].get(name, owner=request[CALLER])
         raise invalid("id", f"{name} is finished already", code="response_finished")
-    for run in exchange.runs:
+    reply.cancelled = True
+    for run in reply.exchange.runs:
         run.stop(StopReason.ABORTED)
-    return web.json_response({"id": name, "object": "response", "status": "cancelled"})
+    return web.Response(body=msgspec.json.encode(reply.so_far()), content_type="application/json")

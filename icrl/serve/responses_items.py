@@ -3,8 +3,10 @@
     thought  → `reasoning` item           response.reasoning_text.delta …
     said     → `message` item             response.output_text.delta …
     call     → `mcp_call` item            response.mcp_call.in_progress … completed | failed
+    client's → `function_call` item       response.function_call_arguments.delta, .done
 
 `mcp_call` is the protocol's own item for a named tool that the server ran: clients show it and never run it again.
+What they run is a `function_call`; its arguments come in one piece, as a call is only certain once it is complete.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from icrl.events import TurnFinished
+from icrl.serve.client_tools import client_call_id
 from icrl.serve.narration import Heard
 from icrl.types import ToolCall, ToolResult
 
@@ -62,8 +66,12 @@ class ItemWriter:
             yield from self._begin_call(heard.call)
         elif heard.kind == "result" and heard.call is not None and heard.result is not None:
             yield from self._end_call(heard.call, heard.result)
-        elif heard.kind == "turn":
+        elif heard.kind == "handed_over" and heard.call is not None:
             yield from self.close("completed")
+            yield from self._hand_over(heard.call)
+        elif heard.kind == "turn" and isinstance(heard.event, TurnFinished):
+            cut = heard.event.turn.finish_reason in ("length", "abort")
+            yield from self.close("incomplete" if cut else "completed")
 
     def close(self, status: str) -> Iterator[Event]:
         """Finish the item that is being written, if there is one."""
@@ -151,6 +159,24 @@ class ItemWriter:
         item["icrl"] = {"wall_s": round(result.wall_s, 6)}
         outcome = "completed" if result.error is None else "failed"
         yield {"type": f"response.mcp_call.{outcome}", "item_id": item["id"], "output_index": index}
+        yield {"type": "response.output_item.done", "output_index": index, "item": item}
+
+    def _hand_over(self, call: ToolCall) -> Iterator[Event]:
+        index, arguments = len(self.items), _JSON.encode(call.arguments).decode()
+        item = {
+            "id": self._name("fc"),
+            "type": "function_call",
+            "call_id": client_call_id(self._id, call),
+            "name": call.name,
+            "arguments": arguments,
+            "status": "completed",
+        }
+        self.items.append(item)
+        place = {"item_id": item["id"], "output_index": index}
+        begun = item | {"arguments": "", "status": "in_progress"}
+        yield {"type": "response.output_item.added", "output_index": index, "item": begun}
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": arguments}
+        yield {"type": "response.function_call_arguments.done", **place, "name": call.name, "arguments": arguments}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
 
     def _name(self, prefix: str) -> str:

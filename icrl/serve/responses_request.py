@@ -9,10 +9,11 @@ import msgspec
 
 from icrl.errors import DataError
 from icrl.serve.ask import Ask
-from icrl.serve.client_tools import FlatTool, flat_specs
+from icrl.serve.call_turns import Placed, paired
+from icrl.serve.client_tools import FlatTool, flat_specs, is_tool_name, read_call, read_choice
 from icrl.serve.config import AdmissionConfig
 from icrl.serve.problem import invalid
-from icrl.types import Message, SamplingParams, ToolCall
+from icrl.types import Message, SamplingParams
 
 __all__ = ["ResponsesRequest", "input_messages", "read_ask"]
 
@@ -46,6 +47,7 @@ class InputServerCall(msgspec.Struct, tag="mcp_call", kw_only=True):
     name: str
     arguments: str = "{}"
     output: str | None = None
+    error: dict[str, Any] | str | None = None
     id: str = ""
 
 
@@ -90,11 +92,12 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     stream: bool | None = None
     store: bool | None = None
     max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
     tools: list[FlatTool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: str | dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     background: Literal[False] | None = None
     text: TextOptions | None = None
@@ -102,7 +105,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     truncation: Literal["disabled"] | None = None
 
     include: list[str] | None = None
-    max_tool_calls: int | None = None
     parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -125,18 +127,25 @@ def read_ask(body: ResponsesRequest, earlier: Sequence[Message], admission: Admi
         Problem: A field is out of range, or asks for something that this server does not do.
     """
     own = input_messages(body.input, admission.max_messages)
+    placed = [*(Placed("previous_response_id", message) for message in earlier), *own]
     system = () if body.instructions is None else (Message(role="system", content=body.instructions),)
     if len(earlier) + len(own) > admission.max_messages:
         raise invalid("input", f"the conversation has more than {admission.max_messages} messages")
-    if body.max_output_tokens is not None and body.max_output_tokens < 1:
-        raise invalid("max_output_tokens", f"must be >= 1, not {body.max_output_tokens}")
+    if not own or own[-1].message.role not in ("user", "tool"):
+        raise invalid("input", "must end in a user message, or in the output of a function call")
+    for name, least in (("max_output_tokens", 1), ("max_tool_calls", 0)):
+        value = getattr(body, name)
+        if value is not None and value < least:
+            raise invalid(name, f"must be >= {least}, not {value}")
     return Ask(
-        messages=(*system, *earlier, *own),
+        messages=(*system, *paired(placed, field="call_id")),
         sampling=_sampling(body),
         seed=body.seed,
         max_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
+        place="input",
         client_tools=flat_specs(body.tools or []),
-        tool_choice=body.tool_choice or "auto",
+        tool_choice=read_choice(body.tool_choice),
         metadata=body.metadata or {},
     )
 
@@ -154,7 +163,7 @@ def _sampling(body: ResponsesRequest) -> SamplingParams:
         raise invalid(param, problem) from None
 
 
-def input_messages(given: str | list[dict[str, Any]], max_items: int) -> tuple[Message, ...]:
+def input_messages(given: str | list[dict[str, Any]], max_items: int) -> tuple[Placed, ...]:
     """Read the input as messages.
 
     Raises:
@@ -163,10 +172,11 @@ def input_messages(given: str | list[dict[str, Any]], max_items: int) -> tuple[M
     if isinstance(given, str):
         if not given:
             raise invalid("input", "is empty")
-        return (Message(role="user", content=given),)
+        return (Placed("input", Message(role="user", content=given)),)
     if not 1 <= len(given) <= max_items:
         raise invalid("input", f"needs 1 to {max_items} items, not {len(given)}")
-    return tuple(message for i, item in enumerate(given) for message in _messages(item, f"input[{i}]"))
+    places = [f"input[{i}]" for i in range(len(given))]
+    return tuple(Placed(at, message) for at, item in zip(places, given, strict=True) for message in _messages(item, at))
 
 
 def _messages(raw: dict[str, Any], place: str) -> list[Message]:
@@ -183,13 +193,9 @@ def _messages(raw: dict[str, Any], place: str) -> list[Message]:
                 raise invalid(f"{place}.content", "is empty")
             return [Message(role="system" if role == "developer" else role, content=text)]
         case InputServerCall():
-            call = _call(item.id or place, item.name, item.arguments, place)
-            return [
-                Message(role="assistant", content="", tool_calls=(call,)),
-                Message(role="tool", content=item.output or "", tool_call_id=call.id),
-            ]
+            return _server_call(item, place)
         case InputCall():
-            call = _call(item.call_id, item.name, item.arguments, place)
+            call = read_call(item.call_id, item.name, item.arguments, place)
             return [Message(role="assistant", content="", tool_calls=(call,))]
         case InputCallOutput(call_id=call_id, output=output):
             text = output if isinstance(output, str) else "".join(part.text for part in output)
@@ -198,9 +204,14 @@ def _messages(raw: dict[str, Any], place: str) -> list[Message]:
             return []
 
 
-def _call(id: str, name: str, arguments: str, place: str) -> ToolCall:  # noqa: A002 - the protocol's word
-    try:
-        decoded = msgspec.json.decode(arguments, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise invalid(f"{place}.arguments", f"must be a JSON object ({error})") from None
-    return ToolCall(name=name, arguments=decoded, id=id)
+def _server_call(item: InputServerCall, place: str) -> list[Message]:
+    """Read a call with its result; one that was never answered, or named no tool, is left out."""
+    error = item.error.get("content") if isinstance(item.error, dict) else item.error
+    told = item.output if error is None else str(error)
+    if told is None or not is_tool_name(item.name):
+        return []
+    call = read_call(item.id or place, item.name, item.arguments, place)
+    return [
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content=told, tool_call_id=call.id),
+    ]

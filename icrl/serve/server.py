@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,9 @@ from aiohttp import web
 from icrl.errors import ConfigError, IcrlError
 from icrl.runtime.agent import Agent
 from icrl.serve.app import build_app
+from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
+from icrl.serve.metrics import METRICS
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
 from icrl.serve.telemetry import Telemetry
@@ -25,7 +29,13 @@ from icrl.serve.training_log import TrainingLog
 __all__ = ["Server", "run_until_signalled", "running"]
 
 KEEPALIVE_S = 75.0
+CLOSE_TIMEOUT_S = 1.0
+"""How long handlers get, once the service is idle, to send what they hold."""
+BACKLOG = 1024
 PORTS_TRIED = 20
+UNPRIVILEGED = 1024
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+_LOG = logging.getLogger("icrl.serve")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,80 +51,132 @@ class Server:
 
 
 @asynccontextmanager
-async def running(config: ServeConfig, open_agent: Callable[[], Agent] | None = None) -> AsyncIterator[Server]:
+async def running(
+    config: ServeConfig, open_agent: Callable[[], Agent], lines: LineWriter | None = None
+) -> AsyncIterator[Server]:
     """Serve while the block runs; leaving it drains and closes.
 
     Args:
         config: What was set.
-        open_agent: Makes the agent; by default the one that `config` names.
+        open_agent: Makes the agent, now and at every reload.
+        lines: Where to write the access log, if there is to be one.
 
     Raises:
         ConfigError: The port is taken, or the host is none of this machine's.
     """
+    sock = _bind(config)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(sock.close)
+        service = Service(open_agent, config.admission)
+        stack.push_async_callback(service.aclose)
+        app = await _build(config, service, lines, stack)
+        runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=KEEPALIVE_S,
+            shutdown_timeout=CLOSE_TIMEOUT_S,
+        )
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        loading = asyncio.create_task(service.start())
+        stack.push_async_callback(_cancel, loading)
+        yield Server(service, _address(sock), loading)
+        await service.drain(config.grace_s)
+
+
+async def _build(
+    config: ServeConfig, service: Service, lines: LineWriter | None, stack: contextlib.AsyncExitStack
+) -> web.Application:
+    """Put the application together with everything that watches it."""
     name = config.name or _name(config.model)
-    service = Service(open_agent or (lambda: _agent(config)), config.admission)
-    if config.telemetry:
-        service.watchers.append(Telemetry(name).watch)
     log = None
     if config.log_trajectories is not None:
-        log = TrainingLog(config.log_trajectories, redact=config.log_redact)
+        log = await asyncio.to_thread(TrainingLog, config.log_trajectories, redact=config.log_redact)
+        stack.push_async_callback(asyncio.to_thread, log.close)
         service.watchers.append(log.watch)
-    app = build_app(service, config, model_name=name)
-    sock = _bind(config)
-    runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=1.0
-    )
-    await runner.setup()
-    try:
-        await web.SockSite(runner, sock).start()
-        host, port = sock.getsockname()[:2]
-        loading = asyncio.create_task(service.start())
-        try:
-            yield Server(service, f"http://{f'[{host}]' if ':' in host else host}:{port}", loading)
-            await service.drain(config.grace_s)
-        finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-    finally:
-        await runner.cleanup()
-        await service.aclose()
-        if log is not None:
-            await asyncio.to_thread(log.close)
+    telemetry = Telemetry(name) if config.telemetry else None
+    if telemetry is not None:
+        service.watchers.append(telemetry.watch)
+    access = lines if config.access_log else None
+    app = build_app(service, config, model_name=name, lines=access, telemetry=telemetry)
+    lost = [part for part in (lines, log) if part is not None]
+    what = "Lines of logs that were lost because nobody read them, or the disk was too slow."
+    app[METRICS].show("icrl_log_dropped", what, lambda: sum(part.dropped for part in lost))
+    return app
 
 
-async def run_until_signalled(config: ServeConfig, tell: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP loads the model anew.
+async def run_until_signalled(config: ServeConfig, open_agent: Callable[[], Agent], lines: LineWriter) -> None:
+    """Serve until SIGTERM or SIGINT; a second one waits for nothing; SIGHUP loads the model anew.
 
     Args:
         config: What was set.
-        tell: Prints a line for the operator.
+        open_agent: Makes the agent, now and at every reload.
+        lines: Where to tell the operator what happens, and to write the access log.
 
     Raises:
         ConfigError: The server cannot listen, or the model cannot be opened.
     """
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    async with running(config) as server:
-        reloading: set[asyncio.Task[None]] = set()
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running(config, open_agent, lines))
+        signals = _Signals(server.service, lines.write)
+        with signals.handled():
+            lines.write(f"listening on {server.address}, loading {config.model or 'the embedded model'} …")
+            await _first(server.loading, signals.ended)
+            if not signals.ended.is_set():
+                _welcome(server, lines.write)
+            await signals.ended.wait()
+            lines.write(f"draining: {server.service.running} requests get {config.grace_s:g} s to finish")
+            await stack.aclose()
+            await signals.aclose()
 
-        def reload() -> None:
-            task = loop.create_task(_reload(server.service, tell))
-            reloading.add(task)
-            task.add_done_callback(reloading.discard)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
-        loop.add_signal_handler(signal.SIGHUP, reload)
+class _Signals:
+    """What the process' signals do to a service."""
+
+    def __init__(self, service: Service, tell: Callable[[str], None]) -> None:
+        self._service = service
+        self._tell = tell
+        self._reloading: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self.ended = asyncio.Event()
+        """Set by the first signal to end."""
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Listen while the block runs."""
+        for number in _ENDING:
+            self._loop.add_signal_handler(number, self._end)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
-            tell(f"loading {config.model or 'the embedded model'} …")
-            await _first(server.loading, ended)
-            if not ended.is_set():
-                _welcome(server, tell)
-            await ended.wait()
-            tell(f"draining: {server.service.running} requests get {config.grace_s:g} s to finish")
+            yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                loop.remove_signal_handler(number)
+            for number in (*_ENDING, signal.SIGHUP):
+                self._loop.remove_signal_handler(number)
+
+    async def aclose(self) -> None:
+        """Give up what is being reloaded."""
+        await _cancel(*self._reloading)
+
+    def _end(self) -> None:
+        if self.ended.is_set():
+            self._tell("ending at once")
+            self._service.cut()
+            for number in _ENDING:  # a third one kills
+                self._loop.remove_signal_handler(number)
+        self.ended.set()
+
+    def _reload(self) -> None:
+        task = self._loop.create_task(_reload(self._service, self._tell))
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _first(loading: asyncio.Task[None], ended: asyncio.Event) -> None:
@@ -132,6 +194,8 @@ async def _reload(service: Service, tell: Callable[[str], None]) -> None:
         await service.reload()
     except (IcrlError, Problem) as error:
         tell(f"the old model stays: {error}")
+    except Exception:
+        _LOG.exception("the old model stays; opening the new one failed")
     else:
         tell("the new model answers from now on")
 
@@ -144,14 +208,14 @@ def _welcome(server: Server, tell: Callable[[str], None]) -> None:
     )
 
 
-def _agent(config: ServeConfig) -> Agent:
-    """Make the agent that the configuration names; reads the model's settings, opens nothing."""
-    return Agent(config.model, tools=config.tools, index=config.index, limits=config.limits)
-
-
 def _name(model: str | None) -> str:
     """Name a model for clients by the last part of its path."""
     return "icrl-embedded" if model is None else Path(model).name or model
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _bind(config: ServeConfig) -> socket.socket:
@@ -160,23 +224,32 @@ def _bind(config: ServeConfig) -> socket.socket:
     Raises:
         ConfigError: It is taken, or not ours; the message names a free one.
     """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    host = config.host.strip("[]")
+    sock = socket.socket(_family(host), socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((config.host.strip("[]"), config.port))
+        sock.bind((host, config.port))
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ConfigError(
-            f"port: cannot listen on {config.host}:{config.port} ({error.strerror}).{_free(config)}"
-        ) from error
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            problem = f"port: cannot listen on {host}:{config.port} ({error.strerror}).{_free(host, config.port)}"
+        else:
+            problem = f"host: cannot listen on {host} ({error.strerror})"
+        raise ConfigError(problem) from error
     return sock
 
 
-def _free(config: ServeConfig) -> str:
-    for port in range(config.port + 1, min(config.port + PORTS_TRIED, 65536)):
-        with contextlib.suppress(ConfigError, OSError), socket.socket() as probe:
-            probe.bind((config.host, port))
+def _free(host: str, taken: int) -> str:
+    """Name a port that could be had."""
+    first = max(taken + 1, UNPRIVILEGED)
+    for port in range(first, min(first + PORTS_TRIED, 65536)):
+        with contextlib.suppress(OSError), socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+            probe.bind((host, port))
             return f" Port {port} is free: --port {port}"
     return ""
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,6 +1,6 @@
 """The agent behind the server: who may use it, how it is replaced, and how it ends.
 
-starting ──start──> ready ──drain──> draining ──aclose──> closed
+starting ──start──> ready ──drain──> draining ──cut──> ending ──aclose──> closed
                       └─reload─┘
 """
 
@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from icrl.errors import ConfigError, DataError, ToolBusy
-from icrl.events import Event
+from icrl.events import Event, RunStopped
 from icrl.runtime.agent import Agent
 from icrl.runtime.run import Run
 from icrl.runtime.tools.gate import Gate
+from icrl.runtime.tools.offer import Offer
 from icrl.serve.ask import Ask
 from icrl.serve.config import AdmissionConfig
 from icrl.serve.problem import Problem, invalid
@@ -28,7 +30,7 @@ from icrl.types import Limits, SamplingParams
 
 __all__ = ["Lease", "Service", "State", "Watcher"]
 
-State = Literal["starting", "ready", "draining", "closed"]
+State = Literal["starting", "ready", "draining", "ending", "closed"]
 """Where a service is in its life."""
 
 Watcher = Callable[[str], Callable[[Event], None]]
@@ -37,6 +39,8 @@ Watcher = Callable[[str], Callable[[Event], None]]
 WARM_UP = SamplingParams(temperature=0.0, max_tokens=1)
 WARM_UP_TIMEOUT_S = 600.0
 BUSY_RETRY_S = 1.0
+ENDING_S = 10.0
+"""How long runs that were ended may take to hand over what they have."""
 _LOG = logging.getLogger("icrl.serve")
 
 
@@ -48,38 +52,68 @@ class Lease:
     """An open agent; it stays open until the lease ends, also when the service has moved on to another."""
     _service: Service
 
+    def offer(self, ask: Ask) -> Offer:
+        """Return what may be called on behalf of a client.
+
+        Raises:
+            Problem: The client's tools do not go with the server's, or with the model's dialect.
+        """
+        if ask.tool_choice == "none":
+            return Offer()
+        model = self.agent.model
+        try:
+            offer = Offer(own=model.toolbox.specs, client=ask.client_tools)
+            model.dialect.stop(offer.specs)
+        except ConfigError as error:
+            raise invalid("tools", str(error).removeprefix("tools: ")) from error
+        return offer
+
     def prepare(self, ask: Ask, emit: Callable[[Event], None] | None = None) -> Run:
         """Prepare a run for what a client asks.
 
         Raises:
-            Problem: The conversation or a limit does not fit the model.
+            Problem: The conversation, a tool or a limit does not fit the model.
         """
+        offer = self.offer(ask)
         run_id = uuid.uuid4().hex
         own = self.agent.model.limits
         limits = replace(
             own,
-            max_tokens=min(own.max_tokens, ask.max_tokens or own.max_tokens),
+            max_tokens=_least(own.max_tokens, ask.max_tokens),
+            max_tool_calls=_least(own.max_tool_calls, ask.max_tool_calls),
             deadline_s=min(own.deadline_s, self._service.request_timeout_s),
         )
         try:
-            return self.agent.start(
+            run = self.agent.start(
                 ask.messages,
                 seed=ask.seed,
                 emit=self._hearing(run_id, emit),
                 sampling=replace(ask.sampling, max_tokens=limits.max_tokens),
                 limits=limits,
                 trajectory_id=run_id,
+                offer=offer,
             )
         except (ConfigError, DataError) as error:
-            raise invalid("messages", str(error)) from error
+            raise invalid(ask.place, str(error).removeprefix("messages: ")) from error
+        length, limit = sum(len(segment.ids) for segment in run.prompt), self.agent.model.engine.info.context_limit
+        if length >= limit:
+            message = f"the conversation has {length} tokens; the model takes {limit}, its answer included"
+            raise invalid(ask.place, message, code="context_length_exceeded")
+        return run
 
     def _hearing(self, run_id: str, emit: Callable[[Event], None] | None) -> Callable[[Event], None]:
-        listeners = [watch(run_id) for watch in self._service.watchers]
-        listeners += [] if emit is None else [emit]
+        watching = [watch(run_id) for watch in self._service.watchers]
 
         def hear(event: Event) -> None:
-            for listener in listeners:
-                listener(event)
+            nonlocal watching
+            for listener in watching:
+                try:
+                    listener(event)
+                except Exception:  # who only watches may not break what is watched
+                    _LOG.exception("run %s: a watcher failed", run_id)
+                    watching = [other for other in watching if other is not listener]
+            if emit is not None:
+                emit(event)
 
         return hear
 
@@ -87,10 +121,22 @@ class Lease:
         """Work on a prepared run to its end; draining may end it early."""
         live = self._service.live
         live[run.id] = run
+        if self._service.state == "ending":
+            run.stop(StopReason.ABORTED)
+        started = time.monotonic()
         try:
-            return await run.execute()
+            trajectory = await run.execute()
+        except BaseException:
+            # A run that is cancelled or breaks tells nothing; whoever counts runs waits for its end.
+            if run.emit is not None:
+                wall_s = time.monotonic() - started
+                run.emit(RunStopped(stop_reason=StopReason.ABORTED, answer=None, wall_s=wall_s))
+            raise
         finally:
             del live[run.id]
+        if trajectory.error is not None:
+            _LOG.error("run %s: %s: %s", run.id, trajectory.error.kind, trajectory.error.message)
+        return trajectory
 
 
 class Service:
@@ -108,8 +154,10 @@ class Service:
         self._callers: Counter[str] = Counter()
         self._agent: Agent | None = None
         self._reloading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._impatient = asyncio.Event()
         self.state: State = "starting"
         """Where it is in its life."""
         self.watchers: list[Watcher] = []
@@ -156,24 +204,32 @@ class Service:
             ConfigError: The new model cannot be opened; the old one stays.
         """
         async with self._reloading:
-            if self.state != "ready" or self._agent is None:
-                raise Problem(503, f"the server is {self.state}", type="server_error", code="not_ready")
+            if self.state != "ready":
+                raise _not_ready(self.state)
             fresh = await self._opened()
+            if self.state != "ready":  # it was to end meanwhile
+                await _close(fresh)
+                raise _not_ready(self.state)
             old, self._agent = self._agent, fresh
             self.reloads += 1
-            # Leases hold the old agent open until the last of them ends.
-            await old.__aexit__(None, None, None)
+            if old is not None:
+                self._retire(old)
 
     async def _opened(self) -> Agent:
         agent = self._open_agent()
         await agent.__aenter__()
         try:
-            async with asyncio.timeout(WARM_UP_TIMEOUT_S):
-                await agent.start("Hello", seed=0, sampling=WARM_UP, limits=Limits(max_turns=1, max_tokens=1)).execute()
+            await _warm_up(agent)
         except BaseException:
-            await agent.__aexit__(None, None, None)
+            await _close(agent)
             raise
         return agent
+
+    def _retire(self, agent: Agent) -> None:
+        """Let go of an agent that was replaced; the last to do so closes it, which may take a while or fail."""
+        task = asyncio.create_task(_close(agent))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     @asynccontextmanager
     async def admitted(self, caller: str) -> AsyncIterator[Lease]:
@@ -185,7 +241,8 @@ class Service:
         Raises:
             Problem: 503 where the service is not ready, 429 where too much is going on.
         """
-        self._check_ready()
+        if self.state != "ready":
+            raise _not_ready(self.state)
         if self._callers[caller] >= self._admission.max_per_key:
             raise _busy(f"{self._callers[caller]} requests of yours are being answered; wait for one to end")
         self._callers[caller] += 1
@@ -193,12 +250,15 @@ class Service:
         try:
             await self._enter()
             try:
-                self._check_ready()
                 agent = self._agent
-                if agent is None:
+                # Whoever waited when draining began was accepted, and is answered.
+                if agent is None or self.state not in ("ready", "draining"):
                     raise _not_ready(self.state)
-                async with agent:
+                await agent.__aenter__()  # it is open already; from here on the lease holds it, too
+                try:
                     yield Lease(agent, self)
+                finally:
+                    await self._release(agent)
             finally:
                 self._gate.leave()
         finally:
@@ -218,34 +278,72 @@ class Service:
         except TimeoutError:
             raise _busy("no slot became free in time") from None
 
-    def _check_ready(self) -> None:
-        if self.state not in ("ready",):
-            raise _not_ready(self.state)
+    async def _release(self, agent: Agent) -> None:
+        if agent is self._agent:
+            await agent.__aexit__(None, None, None)
+        else:  # no answer waits for a replaced model to be closed
+            self._retire(agent)
 
     async def drain(self, grace_s: float) -> None:
-        """Refuse new requests and let the others finish; what still runs after `grace_s` is ended with what it has."""
-        self.state = "draining"
-        if await self._is_idle_within(grace_s):
+        """Refuse new requests and let the others finish; what still runs after `grace_s` is ended with what it has.
+
+        A call of `cut` meanwhile ends it at once.
+        """
+        if self.state != "ending":
+            self.state = "draining"
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self._impatient)]
+        await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if self._idle.is_set():
             return
-        _LOG.warning("%d requests did not finish within %.3g s and are ended", self.running, grace_s)
+        if self.state != "ending":
+            _LOG.warning("%d requests did not finish within %.3g s and are ended", self.running, grace_s)
+            self.cut()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ENDING_S):
+                await self._idle.wait()
+
+    def cut(self) -> None:
+        """End all runs with what they have, and let no further one begin; `drain` then waits no longer."""
+        self.state = "ending"
+        self._impatient.set()
         for run in tuple(self.live.values()):
             run.stop(StopReason.ABORTED)
-        await self._is_idle_within(grace_s)
-
-    async def _is_idle_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def aclose(self) -> None:
         """Close the model and its tools."""
         self.state = "closed"
         agent, self._agent = self._agent, None
         if agent is not None:
-            await agent.__aexit__(None, None, None)
+            await _close(agent)
+        if self._retiring:
+            await asyncio.wait(tuple(self._retiring))
+
+
+async def _warm_up(agent: Agent) -> None:
+    """Let a model say one token.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    limits = Limits(max_turns=1, max_tokens=1, deadline_s=WARM_UP_TIMEOUT_S)
+    trajectory = await agent.start("Hello", seed=0, sampling=WARM_UP, limits=limits).execute()
+    if trajectory.error is not None:
+        raise ConfigError(f"model: does not answer ({trajectory.error.kind}: {trajectory.error.message})")
+    if trajectory.stop_reason is StopReason.DEADLINE:
+        raise ConfigError(f"model: said nothing within {WARM_UP_TIMEOUT_S:g} s")
+
+
+async def _close(agent: Agent) -> None:
+    try:
+        await agent.__aexit__(None, None, None)
+    except Exception:  # there is nobody to tell but the operator
+        _LOG.exception("a model was not closed cleanly")
+
+
+def _least(own: int, wanted: int | None) -> int:
+    return own if wanted is None else min(own, wanted)
 
 
 def _busy(message: str) -> Problem:

@@ -11,7 +11,8 @@ class StopWords:
     """Lets text through up to the first stop string, however the text is divided.
 
     Stop strings are looked for in the answer's words only. A thought or a call that contains one goes on, because the
-    client sees neither as its answer.
+    client sees neither as its answer. The string that is complete first counts; of several that end at the same
+    character, the longest.
 
     Args:
         words: The strings.
@@ -33,10 +34,10 @@ class StopWords:
         if self.has_stopped or not self._words:
             return "" if self.has_stopped else text
         text = self._held + text
-        met = [at for word in self._words if (at := text.find(word)) >= 0]
+        met = [(at + len(word), at) for word in self._words if (at := text.find(word)) >= 0]
         if met:
             self.has_stopped, self._held = True, ""
-            return text[: min(met)]
+            return text[: min(met)[1]]
         keep = max(_overlap(text, word) for word in self._words)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

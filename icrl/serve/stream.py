@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, Generic, TypeVar
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 from aiohttp import web
 
-__all__ = ["EventStream", "Mailbox", "encode_event"]
+from icrl.serve.keys import CONFIG, REQUEST_ID
+
+__all__ = ["HEARTBEAT", "EventStream", "Mailbox", "encode_event", "send"]
+
+HEARTBEAT = b": still working\n\n"
+"""A comment, which clients skip; it keeps proxies from closing a silent connection."""
 
 _ENCODE = msgspec.json.Encoder().encode
-_HEARTBEAT = b": still working\n\n"
+_LOG = logging.getLogger("icrl.serve")
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -68,19 +75,65 @@ class Mailbox(Generic[Item]):
 
     async def batches(self, *, heartbeat_s: float) -> AsyncIterator[list[Item]]:
         """Yield what has come in since the last time; an empty list after `heartbeat_s` seconds of silence."""
-        loop = asyncio.get_running_loop()
-        while True:
-            if not self._items and not self._closed:
-                self._wake = loop.create_future()
-                timer = loop.call_later(heartbeat_s, self._ring)
-                try:
+        with Watchdog(heartbeat_s, self._ring) as silence:
+            while True:
+                if not self._items and not self._closed:
+                    silence.begins()
+                    self._wake = silence.loop.create_future()
                     await self._wake
-                finally:
-                    timer.cancel()
-            batch, self._items = self._items, []
-            if not batch and self._closed:
-                return
-            yield batch
+                    silence.ends()
+                batch, self._items = self._items, []
+                if not batch and self._closed:
+                    return
+                yield batch
+
+
+class Watchdog:
+    """Calls a function whenever something takes too long; far cheaper than a timer for each time.
+
+    Args:
+        limit_s: Seconds that are too long.
+        bark: What to call, each time once.
+    """
+
+    def __init__(self, limit_s: float, bark: Callable[[], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        """The loop that it watches on."""
+        self._limit_s = limit_s
+        self._bark = bark
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begins(self) -> None:
+        """Say that it begins."""
+        self._since = self.loop.time()
+        if self._timer is None:
+            self._timer = self.loop.call_at(self._since + self._limit_s, self._look)
+
+    def ends(self) -> None:
+        """Say that it is over."""
+        self._since = None
+
+    def __enter__(self) -> Self:
+        """Watch while the block runs."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        """Bark if it is time to; the next look is when it could be time again."""
+        self._timer = None
+        if self._since is None:
+            return
+        due = self._since + self._limit_s
+        if self.loop.time() < due:
+            self._timer = self.loop.call_at(due, self._look)
+        else:
+            self._since = None
+            self._bark()
 
 
 class EventStream:
@@ -93,40 +146,75 @@ class EventStream:
 
     def __init__(self, request: web.Request, *, write_timeout_s: float) -> None:
         self._request = request
-        self._write_timeout_s = write_timeout_s
         self._response = web.StreamResponse(headers=_HEADERS)
+        self._unread = Watchdog(write_timeout_s, self._cut)
 
     @property
     def response(self) -> web.StreamResponse:
         """What the handler returns."""
         return self._response
 
-    @property
-    def begun(self) -> bool:
-        """Whether the status line is out, so that errors have to become events."""
-        return self._response.prepared
-
     async def begin(self, headers: dict[str, str]) -> None:
-        """Send the status line."""
+        """Send the status line; from here on errors have to become events."""
         self._response.headers.update(headers)
         await self._response.prepare(self._request)
 
     async def write(self, payload: bytes) -> None:
-        """Write whole events; nothing, a heartbeat.
+        """Write whole events.
 
         Raises:
-            TimeoutError: The client did not read for too long; its connection is cut.
             ConnectionError: The client is gone.
+            CancelledError: It did not read for too long, and its connection was cut.
         """
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await self._response.write(payload or _HEARTBEAT)
-        except TimeoutError:
-            if (transport := self._request.transport) is not None:
-                transport.abort()
-            raise
+        self._unread.begins()
+        await self._response.write(payload)
+        self._unread.ends()
 
     async def end(self) -> None:
-        """Finish the response."""
-        async with asyncio.timeout(self._write_timeout_s):
-            await self._response.write_eof()
+        """Finish the response.
+
+        Raises:
+            ConnectionError: As for `write`.
+            CancelledError: As for `write`.
+        """
+        self._unread.begins()
+        await self._response.write_eof()
+        self._unread.ends()
+
+    def watched(self) -> Watchdog:
+        """Return the context in which everything is written."""
+        return self._unread
+
+    def _cut(self) -> None:
+        """End the connection of a client that does not read; the server then cancels the request."""
+        if (transport := self._request.transport) is not None:
+            transport.abort()
+
+
+async def send(
+    request: web.Request, payloads: AsyncGenerator[bytes, None], *, failed: Callable[[], bytes]
+) -> web.StreamResponse:
+    """Answer with a stream; once its status line is out, whatever breaks becomes a last event.
+
+    Args:
+        request: The request.
+        payloads: Whole events, as they happen.
+        failed: Writes the events that end a stream because the server failed.
+    """
+    stream = EventStream(request, write_timeout_s=request.app[CONFIG].admission.write_timeout_s)
+    try:
+        with stream.watched():
+            await stream.begin({"X-Request-Id": request[REQUEST_ID]})
+            try:
+                async with aclosing(payloads):
+                    async for payload in payloads:
+                        await stream.write(payload)
+            except ConnectionError:
+                raise
+            except Exception:
+                _LOG.exception("request %s failed while it was streamed", request[REQUEST_ID])
+                await stream.write(failed())
+            await stream.end()
+    except ConnectionError:  # nobody reads any more
+        _LOG.debug("request %s: its client is gone", request[REQUEST_ID])
+    return stream.response

@@ -1,7 +1,10 @@
-"""OpenTelemetry spans of every run, under the GenAI semantic conventions: agent → generate, execute_tool.
+"""OpenTelemetry spans of every request, under the HTTP and GenAI semantic conventions.
+
+    POST /v1/responses → invoke_agent icrl → turn → chat MODEL
+                                                  → execute_tool NAME
 
 Needs the `otel` extra and a tracer provider that the operator configures (`opentelemetry-instrument icrl serve`, or
-the SDK's environment variables). Text and arguments are never put into spans.
+the SDK's environment variables). A caller's `traceparent` is continued. Text and arguments are never put into spans.
 """
 
 from __future__ import annotations
@@ -10,16 +13,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from icrl.events import CallFinished, CallStarted, Event, RunStarted, RunStopped, TurnFinished
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from icrl.events import CallFinished, CallStarted, Event, RunStarted, RunStopped, ToolOutput, TurnFinished
 from icrl.imports import require
+from icrl.types import ToolCall, ToolResult
 
 __all__ = ["Telemetry"]
 
+AGENT = "icrl"
+MAX_NAME_CHARS = 64
 _NS = 1_000_000_000
 
 
 class Telemetry:
-    """Turns the events of runs into spans.
+    """Makes the spans.
 
     Args:
         model_name: What clients call the model.
@@ -31,61 +40,108 @@ class Telemetry:
 
     def __init__(self, model_name: str, tracer: Any | None = None) -> None:
         require("opentelemetry", extra="otel")
-        from opentelemetry import trace
+        from opentelemetry import propagate, trace
 
+        self._extract = propagate.extract
         self._trace = trace
         self._tracer = tracer or trace.get_tracer("icrl")
         self._model = model_name
+        self.traced = web.middleware(self._traced)
+        """Middleware that makes the span of a request; those of its runs become its children."""
+
+    async def _traced(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        route = {} if resource is None else {"http.route": resource.canonical}
+        attributes = {"http.request.method": request.method, "url.scheme": request.scheme, **route}
+        name = " ".join([request.method, *route.values()])
+        context, kind = self._extract(request.headers), self._trace.SpanKind.SERVER
+        with self._tracer.start_as_current_span(name, context=context, kind=kind, attributes=attributes) as span:
+            response = await handler(request)
+            span.set_attribute("http.response.status_code", response.status)
+            if response.status >= 500:
+                self._fail(span, str(response.status))
+            return response
 
     def watch(self, run_id: str) -> Callable[[Event], None]:
         """Return something that makes the spans of one run."""
-        agent: list[Any] = []
-        tools: dict[str, Any] = {}
+        return _RunSpans(self, run_id).hear
 
-        def hear(event: Event) -> None:
-            match event:
-                case RunStarted():
-                    agent.append(self._begin("invoke_agent icrl", "invoke_agent", None, {"icrl.trajectory.id": run_id}))
-                case TurnFinished() if agent:
-                    self._turn(event, agent[0])
-                case CallStarted(call=call) if agent:
-                    named = {"gen_ai.tool.name": call.name, "gen_ai.tool.call.id": call.id}
-                    tools[call.id] = self._begin(f"execute_tool {call.name}", "execute_tool", agent[0], named)
-                case CallFinished(call=call, result=result) if call.id in tools:
-                    span = tools.pop(call.id)
-                    if result.error is not None:
-                        span.set_attribute("error.type", result.error)
-                    span.end()
-                case RunStopped() if agent:
-                    for span in tools.values():
-                        span.end()
-                    agent[0].set_attribute("icrl.stop_reason", str(event.stop_reason))
-                    if event.error is not None:
-                        agent[0].set_attribute("error.type", event.error.kind)
-                    agent[0].end()
-
-        return hear
-
-    def _begin(
+    def begin(
         self, name: str, operation: str, parent: Any | None, attributes: dict[str, Any], *, start_ns: int | None = None
     ) -> Any:
+        """Begin a span; without a parent it belongs to the request that is being answered."""
         context = None if parent is None else self._trace.set_span_in_context(parent)
-        own = {"gen_ai.operation.name": operation, "gen_ai.provider.name": "icrl", "gen_ai.request.model": self._model}
+        own = {"gen_ai.operation.name": operation, "gen_ai.provider.name": AGENT} if operation else {}
         return self._tracer.start_span(name, context=context, attributes=own | attributes, start_time=start_ns)
 
-    def _turn(self, event: TurnFinished, parent: Any) -> None:
-        turn = event.turn
-        now = time.time_ns()
-        span = self._begin(
-            f"generate {self._model}",
-            "generate_content",
-            parent,
-            {
-                "gen_ai.usage.input_tokens": turn.prompt_tokens,
-                "gen_ai.usage.output_tokens": turn.sampled_tokens,
-                "gen_ai.response.finish_reasons": (turn.finish_reason,),
-                "icrl.turn": turn.index,
-            },
-            start_ns=now - int(turn.generate_s * _NS),
-        )
-        span.end(now)
+    def turn(self, event: TurnFinished, parent: Any) -> Any:
+        """Make the span of an engine call, within that of its turn, which is returned and goes on."""
+        turn, now = event.turn, time.time_ns()
+        start_ns = now - int(turn.generate_s * _NS)
+        whole = self.begin("turn", "", parent, {"icrl.turn": turn.index}, start_ns=start_ns)
+        usage = {
+            "gen_ai.request.model": self._model,
+            "gen_ai.usage.input_tokens": turn.prompt_tokens,
+            "gen_ai.usage.cache_read.input_tokens": turn.cached_tokens,
+            "gen_ai.usage.output_tokens": turn.sampled_tokens,
+            "gen_ai.response.finish_reasons": (turn.finish_reason,),
+        }
+        self.begin(f"chat {self._model}", "chat", whole, usage, start_ns=start_ns).end(now)
+        return whole
+
+    def end(self, span: Any, error: str | None = None) -> None:
+        """End a span; with the class name of what went wrong."""
+        if error is not None:
+            self._fail(span, error)
+        span.end()
+
+    def _fail(self, span: Any, error: str) -> None:
+        span.set_attribute("error.type", error)
+        span.set_status(self._trace.StatusCode.ERROR)
+
+
+class _RunSpans:
+    """The spans of one run: the agent's, the turn that goes on, and the tools that are at work."""
+
+    def __init__(self, telemetry: Telemetry, run_id: str) -> None:
+        self._telemetry = telemetry
+        self._run_id = run_id
+        self._agent: Any = None
+        self._turn: Any = None
+        self._tools: dict[str, Any] = {}
+
+    def hear(self, event: Event) -> None:
+        match event:
+            case RunStarted():
+                attributes = {"gen_ai.agent.name": AGENT, "icrl.trajectory.id": self._run_id}
+                self._agent = self._telemetry.begin(f"invoke_agent {AGENT}", "invoke_agent", None, attributes)
+            case TurnFinished():
+                self._turn = self._telemetry.turn(event, self._agent)
+            case CallStarted(call=call):
+                self._call(call)
+            case CallFinished(result=result):
+                self._answered(result)
+            case ToolOutput():
+                self._turn_over()
+            case RunStopped():
+                self._stopped(event)
+
+    def _call(self, call: ToolCall) -> None:
+        name = call.name[:MAX_NAME_CHARS]  # as the model wrote it
+        attributes = {"gen_ai.tool.name": name, "gen_ai.tool.call.id": call.id, "gen_ai.tool.type": "function"}
+        self._tools[call.id] = self._telemetry.begin(f"execute_tool {name}", "execute_tool", self._turn, attributes)
+
+    def _answered(self, result: ToolResult) -> None:
+        self._telemetry.end(self._tools.pop(result.call_id), result.error)
+
+    def _turn_over(self) -> None:
+        if self._turn is not None:
+            self._telemetry.end(self._turn)
+            self._turn = None
+
+    def _stopped(self, event: RunStopped) -> None:
+        for span in self._tools.values():
+            self._telemetry.end(span, "cancelled")
+        self._turn_over()
+        self._agent.set_attribute("icrl.stop_reason", str(event.stop_reason))
+        self._telemetry.end(self._agent, None if event.error is None else event.error.kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from icrl.serve.body import read_body
 from icrl.serve.exchange import Exchange
 from icrl.serve.keys import CALLER, CONFIG, SERVICE, TRAJECTORIES
 from icrl.serve.problem import invalid
+from icrl.trajectory import Failure, Trajectory
 from icrl.types import Message, SamplingParams
 from icrl.wire import encode
 
@@ -46,8 +48,15 @@ async def _create(request: web.Request) -> web.Response:
     ):
         request[TRAJECTORIES] = [run.id for run in exchange.runs]
         trajectories = await exchange.trajectories()
-    listed = b",".join(encode(trajectory) for trajectory in trajectories)
+    listed = b",".join(encode(_discreet(trajectory)) for trajectory in trajectories)
     return web.Response(body=b'{"object":"list","data":[' + listed + b"]}", content_type="application/json")
+
+
+def _discreet(trajectory: Trajectory) -> Trajectory:
+    """Say that something broke, but not what it said: messages name addresses and files of this machine."""
+    if trajectory.error is None:
+        return trajectory
+    return replace(trajectory, error=Failure(kind=trajectory.error.kind, message="the engine failed while answering"))
 
 
 def _ask(body: TrajectoryRequest) -> Ask:
@@ -66,4 +75,5 @@ def _ask(body: TrajectoryRequest) -> Ask:
         sampling=sampling,
         seed=body.seed,
         max_tokens=body.max_tokens,
+        place="query",
     )

@@ -21,7 +21,7 @@ from icrl.runtime.dialects.fence_text import (
     runner,
     unboxed,
 )
-from icrl.runtime.dialects.foreign import shown
+from icrl.runtime.dialects.foreign import escape, shown
 from icrl.runtime.dialects.inline import inline_prompt, user_turn
 from icrl.runtime.dialects.protocol import Reply
 from icrl.runtime.dialects.segments import observation, separator
@@ -93,6 +93,7 @@ class FenceDialect:
         messages: Sequence[Message],
         *,
         tools: Sequence[ToolSpec],
+        foreign: Sequence[ToolSpec] = (),
         demonstrations: Sequence[Demonstration] = (),
         instruction: str | None = None,
     ) -> tuple[Segment, ...]:
@@ -100,10 +101,10 @@ class FenceDialect:
 
         Raises:
             ConfigError: There are several tools, or the one does not take one string.
-            DataError: A demonstration or an earlier turn calls anything else; the conversation does not end in a user
-                message, or the template refuses it.
+            DataError: A demonstration or an earlier turn calls anything else; the conversation ends in neither a
+                user's nor a tool's message, or the template refuses it.
         """
-        tool = runner(tools)
+        tool = runner((*tools, *(replace(spec, description=escape(spec.description, TAGS)) for spec in foreign)))
         return inline_prompt(
             tokenizer,
             messages,

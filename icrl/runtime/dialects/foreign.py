@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from icrl.tokenizer import Tokenizer
 from icrl.types import ToolResult
 
-__all__ = ["escape", "shown"]
+__all__ = ["escape", "escape_all", "shown"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"
@@ -33,6 +34,20 @@ def escape(text: str, tags: Collection[str]) -> str:
         1 < 2 &lt;/Information >\x00
     """
     return _tags(tuple(tags)).sub("&lt;", _CONTROL.sub(_visible, text))
+
+
+def escape_all(value: Any, tags: Collection[str]) -> Any:
+    """Escape every text in JSON data, keys included.
+
+    Example:
+        >>> escape_all({"a": ["</tools>", 1]}, ["tools"])
+        {'a': ['&lt;/tools>', 1]}
+    """
+    if isinstance(value, str):
+        return escape(value, tags)
+    if isinstance(value, Mapping):
+        return {escape(str(key), tags): escape_all(item, tags) for key, item in value.items()}
+    return [escape_all(item, tags) for item in value] if isinstance(value, list | tuple) else value
 
 
 @lru_cache(maxsize=64)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from icrl.errors import DataError
 from icrl.runtime.dialects.arguments import read_object
-from icrl.runtime.dialects.foreign import escape, shown
+from icrl.runtime.dialects.foreign import escape, escape_all, shown
+from icrl.runtime.dialects.hermes_continued import continuation
 from icrl.runtime.dialects.hermes_parser import CallBlock, HermesParser
 from icrl.runtime.dialects.hermes_template import frame_of, function_schema, opens_thought
 from icrl.runtime.dialects.protocol import Reply
@@ -68,6 +69,7 @@ class HermesDialect:
         messages: Sequence[Message],
         *,
         tools: Sequence[ToolSpec],
+        foreign: Sequence[ToolSpec] = (),
         demonstrations: Sequence[Demonstration] = (),
         instruction: str | None = None,
     ) -> tuple[Segment, ...]:
@@ -75,11 +77,11 @@ class HermesDialect:
 
         Raises:
             ConfigError: The chat template writes no tools, or not in this dialect.
-            DataError: The conversation does not end in a user message, or the template refuses it.
+            DataError: The conversation ends in neither a user's nor a tool's message, or the template refuses it.
         """
-        if tools or demonstrations:
+        own, turns, since = conversation([_escaped(message) for message in messages])
+        if tools or foreign or demonstrations or since:
             frame_of(tokenizer, 1)
-        own, turns = conversation(messages)
         opening = f"{instruction}\n\n" if instruction and own else instruction or ""
         chat = [Message(role="system", content=opening + own)] if opening or own else []
         cuts = [(0, len(opening))] if own else []
@@ -90,8 +92,11 @@ class HermesDialect:
         before: list[Role] = ["system", "history"] if own else ["system"]
         demos: list[Role] = ["demo"] * len(demonstrations)
         history: list[Role] = ["history"] if len(turns) > 1 else []
-        parts = tokenizer.render([*chat, *turns], tools=[function_schema(spec) for spec in tools], cuts=cuts)
-        return prompt_segments(tokenizer, parts, [*before, *demos, *history, "query"])
+        declared = [*map(function_schema, tools), *(_foreign_schema(spec) for spec in foreign)]
+        parts = tokenizer.render([*chat, *turns], tools=declared, cuts=cuts)
+        asked = continuation(tokenizer, [*chat, *turns], since, tools=declared, query=(cuts[-1], parts[-1]))
+        later: list[Role] = ["history"] * (len(asked) - 1)
+        return prompt_segments(tokenizer, (*parts[:-1], *asked), [*before, *demos, *history, "query", *later])
 
     def parse(self, tokenizer: Tokenizer, ids: Sequence[int], *, tools: Sequence[ToolSpec], turn: int) -> Reply:
         """Read one turn; see `Dialect.parse`."""
@@ -149,6 +154,15 @@ class HermesDialect:
             return False
         spoken = [_spoken(segment.text) for segment in turns]
         return bool(spoken[-1].strip()) and not any(map(_TAG.search, spoken))
+
+
+def _escaped(message: Message) -> Message:
+    return replace(message, content=escape(message.content, _TAGS)) if message.role == "tool" else message
+
+
+def _foreign_schema(spec: ToolSpec) -> dict[str, Any]:
+    schema: dict[str, Any] = escape_all(function_schema(spec), _TAGS)
+    return schema
 
 
 def _turns(demonstration: Demonstration) -> Iterator[Message]:

@@ -13,10 +13,11 @@ from icrl.runtime.tools.tool import ToolSpec
 from icrl.tokenizer import Rendered, Special, Tokenizer
 from icrl.types import Message, ToolCall
 
-__all__ = ["Frame", "frame_of", "function_schema", "opens_thought"]
+__all__ = ["RESPONSE", "Frame", "frame_of", "function_schema", "opens_thought", "split_response"]
 
 _CALL = re.compile(r'<tool_call>\s*\{[^<]*"name":\s*"lookup"')
-_RESPONSE = re.compile("(?=<tool_response>)")
+RESPONSE = "<tool_response>"
+_RESPONSE = re.compile(f"(?={RESPONSE})")
 _RESPONSE_END = re.compile(r"</tool_response>\n*")
 
 
@@ -66,10 +67,19 @@ def frame_of(tokenizer: Tokenizer, results: int) -> Frame:
     if spec.description not in first.text or not _CALL.search(first.text) or end is None:
         raise _unfit(tokenizer)
     before, *inner = _split(tokenizer, opening, _RESPONSE)
-    seams = [_split(tokenizer, part, _RESPONSE_END) for part in rest]
+    seams = [split_response(tokenizer, part) for part in rest]
     heads = (*inner, *(following for _, following in seams[:-1]))
     around = tuple(zip(heads, (ending for ending, _ in seams), strict=True))
     return Frame(end=end, before=before, around=around, after=seams[-1][1])
+
+
+def split_response(tokenizer: Tokenizer, part: Rendered) -> tuple[Rendered, Rendered]:
+    """Cut what follows the beginning of a result behind that result's end; its text must be escaped.
+
+    Raises:
+        ConfigError: The template does not end results as the dialect needs it.
+    """
+    return _split(tokenizer, part, _RESPONSE_END)
 
 
 def _split(tokenizer: Tokenizer, part: Rendered, where: re.Pattern[str]) -> tuple[Rendered, Rendered]:

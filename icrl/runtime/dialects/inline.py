@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -34,16 +36,35 @@ def inline_prompt(
         write: Writes an assistant's or a tool's message; those that follow each other are joined as they are.
 
     Raises:
-        DataError: The conversation does not end in a user message, or the template refuses it.
+        DataError: The conversation ends in neither a user's nor a tool's message, or the template refuses it.
     """
-    system, turns = conversation(messages)
-    chat = _chat("".join((opening, *examples, f"{system}\n\n" if system else "")), turns, query_prefix, write)
-    query = len(chat[-1].content) - len(query_prefix + turns[-1].content)
+    system, asked, since = conversation(messages)
+    head = "".join((opening, *examples, f"{system}\n\n" if system else ""))
+    chat = _chat(head, tuple(_one_by_one(asked)), query_prefix, write)
+    query = len(chat[-1].content) - len(query_prefix + asked[-1].content)
     cuts = [(0, at) for at in accumulate(map(len, examples), initial=len(opening))]
     demos: list[Role] = ["demo"] * len(examples)
-    history: list[Role] = ["history"] if system or len(turns) > 1 else []
+    history: list[Role] = ["history"] if system or len(asked) > 1 else []
     cuts += [(len(chat) - 1, query)] * len(history)
-    return prompt_segments(tokenizer, tokenizer.render(chat, cuts=cuts), ["system", *demos, *history, "query"])
+    # The model's turn is open, so that what it has written and been told since is appended as it was then.
+    told = [Rendered() + write(message) for message in _one_by_one(since)]
+    later: list[Role] = ["history"] * len(told)
+    parts = (*tokenizer.render(chat, cuts=cuts), *told)
+    return prompt_segments(tokenizer, parts, ["system", *demos, *history, "query", *later])
+
+
+def _one_by_one(turns: Sequence[Message]) -> Iterator[Message]:
+    """Put the result of each call behind it, as a turn makes one call."""
+    left = deque(turns)
+    while left:
+        message = left.popleft()
+        if len(message.tool_calls) < 2:
+            yield message
+            continue
+        for index, call in enumerate(message.tool_calls):
+            yield replace(message, content="" if index else message.content, tool_calls=(call,))
+            if left and left[0].role == "tool":
+                yield left.popleft()
 
 
 def answer_text(text: str, marks: Iterable[str]) -> str:

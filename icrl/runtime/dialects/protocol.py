@@ -83,24 +83,31 @@ class Dialect(Protocol):
         messages: Sequence[Message],
         *,
         tools: Sequence[ToolSpec],
+        foreign: Sequence[ToolSpec] = (),
         demonstrations: Sequence[Demonstration] = (),
         instruction: str | None = None,
     ) -> tuple[Segment, ...]:
         """Render a conversation, up to the opening of the model's turn.
+
+        A conversation that ends in the results of calls goes on behind them, as a run would have in which the runtime
+        made these calls.
 
         The leading `system` and `demo` segments are the same tokens for every conversation with the same tools,
         demonstrations and instruction. Each segment is encoded by itself.
 
         Args:
             tokenizer: Renders and encodes.
-            messages: The conversation; it ends in a user message.
+            messages: The conversation; it ends in a user message, or in tool messages. The tool messages that follow
+                an assistant's answer its calls, in order.
             tools: What may be called.
+            foreign: What may be called besides. These tools came with the conversation: no model was trained on them,
+                so that they have to be explained, and their words are escaped as all foreign text.
             demonstrations: Worked examples to show.
             instruction: Replaces the dialect's own.
 
         Raises:
             ConfigError: The tools or the chat template do not fit the dialect.
-            DataError: The conversation does not end in a user message, or cannot be rendered.
+            DataError: The conversation ends in neither, or cannot be rendered.
         """
         ...
 

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from icrl.errors import DataError
 from icrl.tokenizer import Rendered, Special, Tokenizer
 from icrl.trajectory import Role, Segment
 from icrl.types import Message, ToolResult
 
-__all__ = ["after_turn", "conversation", "observation", "prompt_segments", "separator"]
+__all__ = ["Conversation", "after_turn", "conversation", "observation", "prompt_segments", "separator"]
 
 
-def conversation(messages: Sequence[Message]) -> tuple[str, tuple[Message, ...]]:
-    """Part a conversation into its system text and its turns.
+class Conversation(NamedTuple):
+    """The parts of a conversation."""
+
+    system: str
+    """Its system text."""
+    asked: tuple[Message, ...]
+    """Its turns up to the last user message."""
+    since: tuple[Message, ...]
+    """Calls and their results since then, which the model's turn continues."""
+
+
+def conversation(messages: Sequence[Message]) -> Conversation:
+    """Part a conversation.
 
     Raises:
-        DataError: It does not end in a user message.
+        DataError: It ends neither in a user message nor in the results of calls, or nobody asks anything.
     """
     system = "\n\n".join(m.content for m in messages if m.role == "system" and m.content)
     turns = tuple(m for m in messages if m.role != "system")
-    if not turns or turns[-1].role != "user":
+    if not turns or turns[-1].role == "assistant":
         role = turns[-1].role if turns else "no"
-        raise DataError(f"messages: the last one must be a user message, not {role!r}")
-    return system, turns
+        raise DataError(f"messages: the last one must be a user message or a tool message, not {role!r}")
+    end = next((i for i in range(len(turns), 0, -1) if turns[i - 1].role == "user"), 0)
+    if end == 0:
+        raise DataError("messages: there are results of calls, but no user message before them")
+    return Conversation(system, turns[:end], turns[end:])
 
 
 def prompt_segments(tokenizer: Tokenizer, parts: Sequence[Rendered], roles: Sequence[Role]) -> tuple[Segment, ...]:

@@ -88,6 +88,7 @@ class XmlDialect:
         messages: Sequence[Message],
         *,
         tools: Sequence[ToolSpec],
+        foreign: Sequence[ToolSpec] = (),
         demonstrations: Sequence[Demonstration] = (),
         instruction: str | None = None,
     ) -> tuple[Segment, ...]:
@@ -95,10 +96,11 @@ class XmlDialect:
 
         Raises:
             ConfigError: A tool has the name of one of the dialect's own tags.
-            DataError: The conversation does not end in a user message, or the template refuses it.
+            DataError: The conversation ends in neither a user's nor a tool's message, or the template refuses it.
         """
+        tools, own = (*tools, *foreign), tools
         grammar(tuple(spec.name for spec in tools))
-        opening = instruction_text(self.instruction if instruction is None else instruction, tools)
+        opening = instruction_text(self.instruction if instruction is None else instruction, own, foreign)
         return inline_prompt(
             tokenizer,
             messages,

@@ -18,24 +18,36 @@ from icrl.types import Demonstration, Message
 __all__ = ["assistant_text", "example", "information", "instruction_text", "read_arguments", "reserved_tags"]
 
 
-def instruction_text(template: str, tools: Sequence[ToolSpec]) -> str:
+def instruction_text(template: str, tools: Sequence[ToolSpec], foreign: Sequence[ToolSpec] = ()) -> str:
     """Fill in the tags and the tools, and end with an empty line.
+
+    Args:
+        template: The instruction.
+        tools: What may be called.
+        foreign: What may be called besides; told even where the instruction has no place for tools, and escaped.
 
     Example:
         >>> instruction_text("You can {tags}.", []).strip()
         'You can <think> </think> and <answer> </answer>.'
     """
-    *most, last = [f"<{name}> </{name}>" for name in ("think", *(spec.name for spec in tools), "answer")]
-    lines = "\n".join(_usage(spec) for spec in tools)
-    text = template.replace("{tags}", f"{' , '.join(most)} and {last}").replace("{tools}", lines).rstrip()
+    names = [spec.name for spec in (*tools, *foreign)]
+    *most, last = [f"<{name}> </{name}>" for name in ("think", *names, "answer")]
+    lines = [*map(_usage, tools)] if "{tools}" in template else []
+    lines += [_usage(spec, reserved_tags(names)) for spec in foreign]
+    if foreign and "{tools}" not in template:
+        template = f"{template.rstrip()}\n{{tools}}"
+    tags = f"{' , '.join(most)} and {last}"
+    text = template.replace("{tags}", tags).replace("{tools}", "\n".join(lines)).rstrip()
     return text and f"{text}\n\n"
 
 
-def _usage(spec: ToolSpec) -> str:
+def _usage(spec: ToolSpec, tags: Sequence[str] = ()) -> str:
+    """Write a line on a tool, with its words escaped where they are foreign."""
     bare = text_parameter(spec)
     properties = spec.parameters.get("properties", {})
     body = bare or msgspec.json.encode({key: value.get("type", "any") for key, value in properties.items()}).decode()
-    return f"<{spec.name}> {body} </{spec.name}>: {spec.description}"
+    words = [escape(text, tags) if tags else text for text in (body, spec.description)]
+    return f"<{spec.name}> {words[0]} </{spec.name}>: {words[1]}"
 
 
 def read_arguments(spec: ToolSpec, body: str) -> dict[str, Any]:
