@@ -26,10 +26,9 @@ class Profile:
 
 
 _STANDARD = """
-__future__ abc array ast base64 bisect bz2 calendar cmath collections collections.abc contextlib copy csv ctypes
-dataclasses datetime decimal difflib enum fractions functools hashlib heapq inspect io itertools json keyword
-linecache locale lzma math numbers operator os pprint queue random re secrets statistics string struct sys textwrap
-threading time timeit traceback types typing unicodedata uuid zlib
+__future__ abc array ast base64 bisect calendar cmath collections collections.abc contextlib copy ctypes dataclasses
+datetime decimal enum fractions functools heapq inspect io itertools json keyword linecache math numbers operator os
+pprint random re statistics string struct sys textwrap threading time timeit traceback types typing
 """
 _ORDINARY = """
 import collections, fractions, itertools, math, random, re, statistics

@@ -25,7 +25,9 @@ def read_roots(paths: Sequence[str] | None = None) -> list[str]:
         >>> read_roots(["", "/srv/project", "/srv/project/venv/lib/python3.11/site-packages"])[-1]
         '/srv/project/venv/lib/python3.11/site-packages'
     """
-    library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    # Of the interpreter, not of an environment made from it: that directory has no library, and lies in a project.
+    base = {"base": sys.base_prefix, "installed_base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    library = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
     installed = [path for path in (sys.path if paths is None else paths) if Path(path).name in _PACKAGES]
     dynamic = [path for path in sys.path if Path(path).name == "lib-dynload"]
     return list(dict.fromkeys([*library, *dynamic, *installed]))

@@ -73,9 +73,12 @@ def _resolve(module: str, name: str) -> Any:
         return rule.replaced[name]
     if name == "__all__":
         return _public_names(module, rule)
-    if rule_for(f"{module}.{name}") is not None:
+    real = importlib.import_module(module)
+    found = getattr(real, name, None)
+    # What a package itself has under the name of one of its modules counts: `sympy.simplify` is a function.
+    if rule_for(f"{module}.{name}") is not None and (found is None or isinstance(found, ModuleType)):
         return facade(f"{module}.{name}")
-    value = getattr(importlib.import_module(module), name)
+    value = getattr(real, name)
     hidden = name.startswith("_") and name != "__version__"
     if hidden or name in rule.denied or isinstance(value, ModuleType):
         raise RefusedAttribute(f"{module}.{name} is not available here")
