@@ -62,6 +62,8 @@ class StopReason(StrEnum):
     """The dialect recognised a final answer."""
     END_OF_TURN = "end_of_turn"
     """The model ended its turn without a call and without a marked answer."""
+    CLIENT_CALL = "client_call"
+    """The last turn calls tools that whoever asked runs himself; he may go on with their results."""
     MAX_TURNS = "max_turns"
     """`Limits.max_turns` engine calls were made."""
     MAX_TOKENS = "max_tokens"

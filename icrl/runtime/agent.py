@@ -22,6 +22,7 @@ from icrl.runtime.dialect import Dialect, find_dialect
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.model import Model, open_model
 from icrl.runtime.run import Run
+from icrl.runtime.tools.offer import Offer
 from icrl.runtime.toolset import ToolingConfig, Tools
 from icrl.tokenizer import Tokenizer
 from icrl.trajectory import Segment, Trajectory
@@ -204,30 +205,34 @@ class Agent:
         sampling: SamplingParams | None = None,
         limits: Limits | None = None,
         trajectory_id: str | None = None,
+        offer: Offer | None = None,
     ) -> Run:
         """Prepare a run of an open agent; `Run.execute` starts it, `Run.stop` ends it.
 
         Args:
-            query: A question, a conversation that ends in a user message, or a `Task`.
+            query: A question, a conversation that ends in a user message or in the results of calls, or a `Task`.
             seed: Makes the run repeatable; random if not given.
             emit: Hears every event.
             sampling: Replaces the agent's own for this run; its seed is ignored.
             limits: Replaces the model's for this run.
             trajectory_id: Names the run; a fresh name if not given.
+            offer: What this run may call, if not just the model's tools. Demonstrations that call anything else are
+                not shown then.
 
         Raises:
             ConfigError: The agent is not open, or the prompt cannot be rendered.
         """
         task = query if isinstance(query, Task) else Task(query=query if isinstance(query, str) else tuple(query))
-        prompt = self.model.prompt(task.messages, self._demonstrations)
+        shown = self._demonstrations if offer is None else _within(self._demonstrations, offer)
         return self.prepare(
             task,
-            prompt,
-            shots=len(self._demonstrations),
+            self.model.prompt(task.messages, shown, offer),
+            shots=len(shown),
             sampling=replace(sampling or self._sampling, seed=secrets.randbits(63) if seed is None else seed),
             trajectory_id=trajectory_id or uuid.uuid4().hex,
             emit=emit,
             limits=limits,
+            offer=offer,
         )
 
     def prepare(
@@ -240,6 +245,7 @@ class Agent:
         trajectory_id: str,
         emit: Callable[[Event], None] | None = None,
         limits: Limits | None = None,
+        offer: Offer | None = None,
     ) -> Run:
         """Prepare a run on a prompt that is rendered already; members of a group share one.
 
@@ -256,10 +262,15 @@ class Agent:
             tokenizer=model.tokenizer,
             dialect=model.dialect,
             toolbox=model.toolbox,
+            offer=offer or model.offer,
             limits=limits or model.limits,
             sampling=sampling,
             emit=emit,
         )
+
+
+def _within(demonstrations: Sequence[Demonstration], offer: Offer) -> tuple[Demonstration, ...]:
+    return tuple(shot for shot in demonstrations if all(step.tool in offer.names for step in shot.steps))
 
 
 async def _events(queue: asyncio.Queue[Event | None], running: asyncio.Task[Any]) -> AsyncIterator[Event]:

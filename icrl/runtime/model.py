@@ -12,6 +12,7 @@ from icrl.runtime.dialect import Dialect, find_dialect
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.settings import AgentSettings
+from icrl.runtime.tools.offer import Offer
 from icrl.runtime.tools.toolbox import Toolbox
 from icrl.runtime.toolset import ToolingConfig, Tools, open_toolbox
 from icrl.tokenizer import ChatTokenizer, Tokenizer
@@ -43,12 +44,27 @@ class Model:
         """When a run has to end."""
         return self.settings.limits
 
-    def prompt(self, messages: Sequence[Message], demonstrations: Sequence[Demonstration]) -> tuple[Segment, ...]:
-        """Render the prompt of a conversation."""
+    @property
+    def offer(self) -> Offer:
+        """What a run may call unless it is told otherwise: every tool of the toolbox."""
+        return Offer(own=self.toolbox.specs)
+
+    def prompt(
+        self, messages: Sequence[Message], demonstrations: Sequence[Demonstration], offer: Offer | None = None
+    ) -> tuple[Segment, ...]:
+        """Render the prompt of a conversation.
+
+        Args:
+            messages: The conversation.
+            demonstrations: Worked examples to show.
+            offer: What may be called, if not all tools of the toolbox and nothing else.
+        """
+        offer = offer or self.offer
         return self.dialect.prompt(
             self.tokenizer,
             messages,
-            tools=self.toolbox.specs,
+            tools=offer.own,
+            foreign=offer.client,
             demonstrations=demonstrations,
             instruction=self.settings.instruction,
         )

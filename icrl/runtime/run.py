@@ -30,6 +30,7 @@ from icrl.events import (
 )
 from icrl.runtime.dialect import Dialect, Reply
 from icrl.runtime.engines.protocol import Engine
+from icrl.runtime.tools.offer import Offer
 from icrl.runtime.tools.toolbox import Toolbox
 from icrl.seeds import seed_for
 from icrl.tokenizer import TextStream, Tokenizer
@@ -64,6 +65,8 @@ class Run:
     """Finds calls and answers, renders observations."""
     toolbox: Toolbox
     """Runs the calls."""
+    offer: Offer
+    """What may be called, and by whom it is run."""
     limits: Limits
     """When to stop."""
     sampling: SamplingParams
@@ -133,10 +136,14 @@ class Run:
             if self._stop_reason is not None or room < 1:
                 return self._stop_reason or self._exhausted(), None
             generation, reply = await self._sample(room)
-            ended = self._ended(generation, reply)
+            own = tuple(call for call in reply.calls if not self.offer.hands_over(call))
+            handed_over = len(own) < len(reply.calls)
+            ended = self._ended(generation, reply, handed_over)
             if ended is not None:
                 return ended, reply.answer if ended is StopReason.ANSWER else None
-            if not await self._observe(reply.calls):
+            if handed_over:
+                return await self._hand_over(own), None
+            if not await self._observe(own):
                 return self._stop_reason or self._exhausted(), None
 
     def _room(self) -> int:
@@ -154,7 +161,7 @@ class Run:
         index = self.recording.turns
         prompt_tokens = len(self.recording.ids)
         generation = await self._generate(index, room)
-        reply = self.dialect.parse(self.tokenizer, generation.ids, tools=self.toolbox.specs, turn=index)
+        reply = self.dialect.parse(self.tokenizer, generation.ids, tools=self.offer.specs, turn=index)
         turn = Turn(
             index=index,
             finish_reason=generation.finish_reason,
@@ -180,7 +187,7 @@ class Run:
         params = replace(
             self.sampling,
             max_tokens=min(room, self.sampling.max_tokens),
-            stop=self.sampling.stop + self.dialect.stop(self.toolbox.specs),
+            stop=self.sampling.stop + self.dialect.stop(self.offer.specs),
             # A turn has its own stream: positions start again at 0 in every engine call.
             seed=seed_for(self.sampling.seed, index),
         )
@@ -214,26 +221,50 @@ class Run:
 
         return on_delta
 
-    def _ended(self, generation: Generation, reply: Reply) -> StopReason | None:
-        """Say whether the turn ends the run, before any tool is called."""
+    def _ended(self, generation: Generation, reply: Reply, handed_over: bool) -> StopReason | None:
+        """Say whether the turn ends the run, before any tool is called.
+
+        A run that hands calls over ends with that turn, so it needs no room and no further turn.
+        """
         if self._stop_reason is not None:
             return self._stop_reason
         if generation.finish_reason == "abort":
             return StopReason.ABORTED
         if reply.calls:
-            return self._too_many() if self._room() > 0 else self._exhausted()
+            return self._too_many(handed_over) if handed_over or self._room() > 0 else self._exhausted()
         if generation.finish_reason == "length":  # whatever looks like an answer was cut off
             return StopReason.MAX_TOKENS if self._room() > 0 else self._exhausted()
         return StopReason.END_OF_TURN if reply.answer is None else StopReason.ANSWER
 
-    def _too_many(self) -> StopReason | None:
-        made = sum(len(segment.calls) for segment in self.recording.segments)
-        if made > self.limits.max_tool_calls:
+    def _too_many(self, handed_over: bool) -> StopReason | None:
+        calls = [call for segment in self.recording.segments for call in segment.calls]
+        if sum(not self.offer.hands_over(call) for call in calls) > self.limits.max_tool_calls:
             return StopReason.MAX_TOOL_CALLS
-        return StopReason.MAX_TURNS if self.recording.turns >= self.limits.max_turns else None
+        return StopReason.MAX_TURNS if self.recording.turns >= self.limits.max_turns and not handed_over else None
+
+    async def _hand_over(self, own: tuple[ToolCall, ...]) -> StopReason:
+        """Run the other calls of a turn that calls for whoever asked, so that he can go on with all results.
+
+        These results are in the trajectory without tokens, as the model has not read them.
+        """
+        segments = await self._answered(own, self.limits.max_observation_tokens) if own else ()
+        if self._stop_reason is not None:
+            return self._stop_reason
+        unread = tuple(replace(s, ids=(), text="") for s in segments if s.result is not None)
+        if unread:
+            self._tell(ToolOutput(segments=unread))
+        return StopReason.CLIENT_CALL
 
     async def _observe(self, calls: tuple[ToolCall, ...]) -> bool:
         """Run the calls and append what they answered; `False` when stopped or out of room."""
+        segments = await self._answered(calls, min(self.limits.max_observation_tokens, self._room()))
+        if self._stop_reason is not None or sum(len(segment.ids) for segment in segments) >= self._room():
+            return False
+        self._tell(ToolOutput(segments=segments))
+        return True
+
+    async def _answered(self, calls: tuple[ToolCall, ...], max_tokens: int) -> tuple[Segment, ...]:
+        """Run the calls and render what they answered; nothing when stopped."""
         self._calling = [asyncio.create_task(self._call(call)) for call in calls]
         try:
             await asyncio.wait(self._calling, return_when=asyncio.FIRST_EXCEPTION)
@@ -241,22 +272,19 @@ class Run:
             await _reap(self._calling)
         results = _results(self._calling)
         if self._stop_reason is not None:
-            return False
-        segments = self.dialect.observe(
+            return ()
+        return self.dialect.observe(
             self.tokenizer,
             results,
             sampled=self.recording.segments[-1].ids,
             turn=self.recording.turns - 1,
-            max_tokens=min(self.limits.max_observation_tokens, self._room()),
+            max_tokens=max_tokens,
         )
-        if sum(len(segment.ids) for segment in segments) >= self._room():
-            return False
-        self._tell(ToolOutput(segments=segments))
-        return True
 
     async def _call(self, call: ToolCall) -> ToolResult:
         self._tell(CallStarted(call=call))
-        result = await self.toolbox.run(call, deadline_s=self._deadline - time.monotonic(), session=self.id)
+        deadline_s = self._deadline - time.monotonic()
+        result = await self.toolbox.run(call, deadline_s=deadline_s, session=self.id, offered=self.offer.names)
         self._tell(CallFinished(call=call, result=result))
         return result
 

@@ -1,9 +1,10 @@
-"""Who may call: API keys, origins of other pages, and a rate for each caller."""
+"""Who may call: API keys, and who a caller is."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections.abc import Sequence
 
 from aiohttp import web
@@ -56,5 +57,22 @@ class Keys:
                 code="invalid_api_key",
             )
         if not self._digests:
-            return request.remote or "unknown"
+            return _place(request.remote or "")
         return hashlib.sha256((given or "").encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def _place(remote: str) -> str:
+    """Name where a request comes from; who has an IPv6 address has all of its /64, and is one caller.
+
+    Example:
+        >>> _place("2001:db8::5"), _place("::ffff:192.0.2.7"), _place("127.0.0.1")
+        ('2001:db8::/64', '192.0.2.7', '127.0.0.1')
+    """
+    try:
+        address = ipaddress.ip_address(remote.partition("%")[0])
+    except ValueError:
+        return remote or "unknown"
+    if isinstance(address, ipaddress.IPv6Address) and not address.is_loopback:
+        mapped = address.ipv4_mapped
+        return str(mapped or ipaddress.ip_network(f"{address}/64", strict=False))
+    return str(address)

@@ -8,11 +8,12 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from icrl.serve import admin, chat, metrics, models, openapi, page, responses, trajectories
+from icrl.serve import admin, chat, metrics, models, openapi, origins, page, responses, trajectories
 from icrl.serve.access import OPEN_PATHS, Keys
 from icrl.serve.access_log import access_log
 from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
+from icrl.serve.connection import Connection
 from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
@@ -45,15 +46,17 @@ def build_app(
         middlewares=[
             _identified,
             *([] if lines is None else [access_log(lines)]),
-            *([] if telemetry is None else [telemetry.traced]),
+            *([] if telemetry is None else [telemetry.middleware()]),
             metrics.measured,
             _explained,
+            origins.same_site(config),
             _authorised(Keys(config.api_keys())),
         ],
     )
     app[SERVICE] = service
     app[CONFIG] = config
     app[MODEL_NAME] = model_name
+    app.on_response_prepare.extend((_signed, origins.allow))
     app.router.add_get("/health", _health)
     app.router.add_get("/ready", _ready)
     for routes in (models, chat, responses, page, trajectories, metrics, admin, openapi):
@@ -63,13 +66,19 @@ def build_app(
 
 @web.middleware
 async def _identified(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give every request a name, and every answer the same headers."""
+    """Give every request a name."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.begun()
     request[REQUEST_ID] = uuid.uuid4().hex
-    response = await handler(request)
-    if not response.prepared:
+    return await handler(request)
+
+
+async def _signed(request: web.Request, response: web.StreamResponse) -> None:
+    """Give every answer the same headers; a signal, so that streams have them too."""
+    response.headers["Server"] = "icrl"
+    if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
-        response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 @web.middleware
@@ -88,6 +97,8 @@ async def _explained(request: web.Request, handler: Handler) -> web.StreamRespon
         return response
     except Exception:
         _LOG.exception("request %s failed", request[REQUEST_ID])
+        if request.writer.output_size:  # an answer has begun, and there is no second one: the client sees it break off
+            raise ConnectionError("an answer has begun already") from None
         message = f"the server failed; its log names request {request[REQUEST_ID]}"
         return Problem(500, message, type="server_error", code="internal_error").response()
 

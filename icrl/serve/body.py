@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from icrl.errors import nearest
 from icrl.serve.keys import CONFIG
@@ -31,11 +31,15 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
     """
     if request.content_type not in ("application/json", "application/octet-stream"):
         raise Problem(415, f"Content-Type: must be application/json, not {request.content_type}")
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise Problem(415, "Content-Encoding: must be identity; send the body as it is")
     try:
         async with asyncio.timeout(request.app[CONFIG].admission.header_timeout_s):
             raw = await request.read()
     except TimeoutError:
         raise Problem(408, "the body did not arrive in time", code="request_timeout") from None
+    except web.RequestPayloadError:
+        raise invalid(None, "the body is not sent as its headers say", code="invalid_body") from None
     return decode_body(raw, kind)
 
 

@@ -105,6 +105,10 @@ class ChatReply:
             "created": int(time.time()),
             "model": model,
         }
+        # What all chunks begin and end with is encoded once.
+        usage = {"usage": None} if self._wants_usage else {}
+        before, brackets, behind = encode_event(self._envelope | {"choices": []} | usage).rpartition(b"[]")
+        self._before, self._behind = before + brackets[:1], brackets[1:] + behind
 
     def hear(self, batch: Iterable[Told]) -> None:
         """Remember what was told."""
@@ -169,8 +173,7 @@ class ChatReply:
         logprobs: dict[str, Any] | None = None,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
-        usage = {"usage": None} if self._wants_usage else {}
-        return encode_event(self._envelope | {"choices": [choice]} | usage)
+        return self._before + _JSON.encode(choice) + self._behind
 
     def _end(self, index: int, trajectory: Trajectory) -> dict[str, Any]:
         """Say why a choice ended, and how likely its words were."""

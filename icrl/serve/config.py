@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +15,10 @@ from icrl.errors import ConfigError
 from icrl.tiny import DEMONSTRATIONS
 from icrl.types import Limits
 
-__all__ = ["AdmissionConfig", "ServeConfig"]
+__all__ = ["AdmissionConfig", "ServeConfig", "is_loopback"]
 
 KEY_VARIABLE = "ICRL_API_KEY"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,9 @@ class AdmissionConfig:
     max_per_key: int = 64
     """Requests of one key (or, without keys, of one address) at once, waiting ones included."""
     requests_per_minute: float | None = None
-    """Requests of one key in a minute; no bound if not given."""
+    """Answers that one key (or address) may ask for in a minute; no bound if not given."""
+    max_connections: int = 4096
+    """Connections at once, idle ones included; further ones are turned away with 503."""
     max_body_bytes: int = 1_048_576
     """Bytes of a request's body."""
     max_messages: int = 256
@@ -42,7 +46,7 @@ class AdmissionConfig:
     header_timeout_s: float = 10.0
     """Seconds in which a client has to send its request."""
     write_timeout_s: float = 30.0
-    """Seconds that a client may take to read before its stream is cut."""
+    """Seconds in which a client has to read some of what was sent before it is cut off."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -78,7 +82,7 @@ class ServeConfig:
     insecure: bool = False
     """Serve other machines without a key."""
     cors_origin: tuple[str, ...] = ()
-    """Origins whose pages may call this server; none by default."""
+    """Origins whose pages may call this server, such as `https://example.com`, or `*`; only its own page by default."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     """How much it takes on."""
     heartbeat_s: float = 15.0
@@ -109,7 +113,10 @@ class ServeConfig:
         for name in ("store_entries", "store_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must be >= 0, not {getattr(self, name)}")
-        if not self.insecure and not _is_loopback(self.host) and not self.api_keys():
+        for origin in self.cors_origin:
+            if not (origin == "*" or _ORIGIN.fullmatch(origin)):
+                raise ConfigError(f"cors_origin: must be `*` or like https://example.com:8443, not {origin!r}")
+        if not self.insecure and not is_loopback(self.host) and not self.api_keys():
             raise ConfigError(
                 f"host: {self.host} serves other machines, which needs a key (set {KEY_VARIABLE} or --api-key-file) "
                 "or --insecure"
@@ -133,8 +140,14 @@ class ServeConfig:
         return tuple(dict.fromkeys(key for key in keys if key))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether a name or an address is this machine's own.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("[::1]"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

@@ -104,6 +104,8 @@ def _until(words: StopWords, heard: Heard) -> list[Heard]:
     """Let the answer's words through up to a stop string; what was held back comes before the end."""
     if heard.kind == "said":
         said = words.feed(heard.text)
+        if said == heard.text:
+            return [heard]
         return [heard._replace(text=said)] if said else []
     held = words.close() if heard.kind in ("handed_over", "stopped") else ""
     return [Heard("said", held, heard.turn), heard] if held else [heard]

@@ -140,7 +140,9 @@ class Narrator:
             if piece.kind in ("call", "answer"):  # so what was said before it is no answer
                 yield from self._settle("thought")
             label: Label | None = None if piece.kind == "call" else "thought" if piece.kind == "thought" else "said"
-            yield from self._tell(label, piece)
+            self._told.append((label, piece))
+            if label is not None and (heard := self._say(label, piece)) is not None:
+                yield heard
 
     def _settle(self, label: Label) -> Iterator[Heard]:
         """Tell the text that stood outside of all marks."""
@@ -150,19 +152,15 @@ class Narrator:
         for index in aside:
             piece = self._told[index][1]
             self._told[index] = (label, piece)
-            yield from self._say(label, piece)
+            if (heard := self._say(label, piece)) is not None:
+                yield heard
 
-    def _tell(self, label: Label | None, piece: Piece) -> Iterator[Heard]:
-        self._told.append((label, piece))
-        if label is not None:
-            yield from self._say(label, piece)
-
-    def _say(self, label: Label, piece: Piece) -> Iterator[Heard]:
+    def _say(self, label: Label, piece: Piece) -> Heard | None:
         text = self._texts[label]
         if label == "thought" or piece.kind == "answer":  # plain text goes on behind a call as if nothing was there
             text.enter(piece.block, GAPS[label])
-        if told := text.feed(piece.text):
-            yield Heard(label, told, self._turn)
+        told = text.feed(piece.text)
+        return Heard(label, told, self._turn) if told else None
 
 
 class _Trimmed:

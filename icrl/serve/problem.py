@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -54,7 +55,7 @@ class Problem(Exception):
 
     def response(self) -> web.Response:
         """Return the whole answer."""
-        headers = {} if self.retry_after_s is None else {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
         return web.Response(status=self.status, body=self.body(), content_type="application/json", headers=headers)
 
 

@@ -20,6 +20,7 @@ from icrl.runtime.agent import Agent
 from icrl.serve.app import build_app
 from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
+from icrl.serve.connection import Door
 from icrl.serve.metrics import METRICS
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
@@ -70,16 +71,12 @@ async def running(
         service = Service(open_agent, config.admission)
         stack.push_async_callback(service.aclose)
         app = await _build(config, service, lines, stack)
-        runner = web.AppRunner(
-            app,
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=KEEPALIVE_S,
-            shutdown_timeout=CLOSE_TIMEOUT_S,
-        )
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CLOSE_TIMEOUT_S)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        door = Door(runner, config.admission, keepalive_s=KEEPALIVE_S)
+        listening = await asyncio.get_running_loop().create_server(door, sock=sock, backlog=BACKLOG)
+        stack.callback(listening.close)
         loading = asyncio.create_task(service.start())
         stack.push_async_callback(_cancel, loading)
         yield Server(service, _address(sock), loading)
@@ -100,7 +97,8 @@ async def _build(
     if telemetry is not None:
         service.watchers.append(telemetry.watch)
     access = lines if config.access_log else None
-    app = build_app(service, config, model_name=name, lines=access, telemetry=telemetry)
+    # Files with keys are read.
+    app = await asyncio.to_thread(build_app, service, config, model_name=name, lines=access, telemetry=telemetry)
     lost = [part for part in (lines, log) if part is not None]
     what = "Lines of logs that were lost because nobody read them, or the disk was too slow."
     app[METRICS].show("icrl_log_dropped", what, lambda: sum(part.dropped for part in lost))

@@ -25,6 +25,7 @@ from icrl.runtime.tools.offer import Offer
 from icrl.serve.ask import Ask
 from icrl.serve.config import AdmissionConfig
 from icrl.serve.problem import Problem, invalid
+from icrl.serve.rates import Rates
 from icrl.trajectory import StopReason, Trajectory
 from icrl.types import Limits, SamplingParams
 
@@ -151,6 +152,7 @@ class Service:
         self._open_agent = open_agent
         self._admission = admission
         self._gate = Gate(slots=admission.max_running, max_queue=admission.max_waiting)
+        self._rates = Rates(admission.requests_per_minute)
         self._callers: Counter[str] = Counter()
         self._agent: Agent | None = None
         self._reloading = asyncio.Lock()
@@ -245,6 +247,8 @@ class Service:
             raise _not_ready(self.state)
         if self._callers[caller] >= self._admission.max_per_key:
             raise _busy(f"{self._callers[caller]} requests of yours are being answered; wait for one to end")
+        if wait_s := self._rates.take(caller):
+            raise _busy(f"you may ask {self._admission.requests_per_minute:g} times a minute", retry_after_s=wait_s)
         self._callers[caller] += 1
         self._idle.clear()
         try:
@@ -346,8 +350,8 @@ def _least(own: int, wanted: int | None) -> int:
     return own if wanted is None else min(own, wanted)
 
 
-def _busy(message: str) -> Problem:
-    return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after_s=BUSY_RETRY_S)
+def _busy(message: str, *, retry_after_s: float = BUSY_RETRY_S) -> Problem:
+    return Problem(429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after_s=retry_after_s)
 
 
 def _not_ready(state: State) -> Problem:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from time import monotonic
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
@@ -106,9 +107,9 @@ class Watchdog:
 
     def begins(self) -> None:
         """Say that it begins."""
-        self._since = self.loop.time()
+        self._since = monotonic()
         if self._timer is None:
-            self._timer = self.loop.call_at(self._since + self._limit_s, self._look)
+            self._timer = self.loop.call_later(self._limit_s, self._look)
 
     def ends(self) -> None:
         """Say that it is over."""
@@ -128,9 +129,9 @@ class Watchdog:
         self._timer = None
         if self._since is None:
             return
-        due = self._since + self._limit_s
-        if self.loop.time() < due:
-            self._timer = self.loop.call_at(due, self._look)
+        left_s = self._since + self._limit_s - monotonic()
+        if left_s > 0:
+            self._timer = self.loop.call_later(left_s, self._look)
         else:
             self._since = None
             self._bark()

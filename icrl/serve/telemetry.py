@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from icrl.events import CallFinished, CallStarted, Event, RunStarted, RunStopped, ToolOutput, TurnFinished
 from icrl.imports import require
@@ -46,10 +46,17 @@ class Telemetry:
         self._trace = trace
         self._tracer = tracer or trace.get_tracer("icrl")
         self._model = model_name
-        self.traced = web.middleware(self._traced)
-        """Middleware that makes the span of a request; those of its runs become its children."""
 
-    async def _traced(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    def middleware(self) -> Middleware:
+        """Return a middleware that makes the span of a request; those of its runs become its children."""
+
+        @web.middleware
+        async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._trace_request(request, handler)
+
+        return traced
+
+    async def _trace_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
         route = {} if resource is None else {"http.route": resource.canonical}
         attributes = {"http.request.method": request.method, "url.scheme": request.scheme, **route}

@@ -92,7 +92,11 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode; control tokens are left out."""
-        return bytes(i for i in ids if i < _END_OF_TEXT).decode("utf-8", "replace")
+        try:
+            data = bytes([*ids])  # not the bytes of an array
+        except ValueError:  # there are control tokens
+            data = bytes(i for i in ids if i < _END_OF_TEXT)
+        return data.decode("utf-8", "replace")
 
     def locate(self, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
         """Return the range of tokens that make up characters `start:end` of `decode(ids)`."""

@@ -13,9 +13,11 @@ from watched import until
 from icrl.runtime.agent import Agent
 from icrl.runtime.engines.protocol import Engine
 from icrl.serve.app import build_app
+from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
 from icrl.serve.keys import SERVICE
 from icrl.serve.service import Service
+from icrl.serve.telemetry import Telemetry
 from icrl.testing import EchoTool, ScriptedEngine
 
 MODEL = "scripted"
@@ -30,6 +32,8 @@ class Serve(Protocol):
         model: Sequence[str | Sequence[int]] | Engine | Callable[[], Agent],
         *,
         agent: dict[str, Any] | None = None,
+        lines: LineWriter | None = None,
+        telemetry: Telemetry | None = None,
         **config: Any,
     ) -> Awaitable[TestClient[Any, Any]]:
         """Serve replies, an engine, or what a factory makes.
@@ -37,6 +41,8 @@ class Serve(Protocol):
         Args:
             model: The turns of every session, an engine, or a function that makes an agent.
             agent: Arguments of `Agent` besides the engine; by default it has an `EchoTool`.
+            lines: Where to write the access log.
+            telemetry: Makes spans.
             config: Fields of `ServeConfig`.
         """
         ...
@@ -58,11 +64,14 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serve]:
     monkeypatch.delenv("ICRL_API_KEY", raising=False)
     started: list[tuple[TestClient[Any, Any], Service]] = []
 
-    async def start(model, *, agent=None, **config):
+    async def start(model, *, agent=None, lines=None, telemetry=None, **config):
         settings = ServeConfig(**({"access_log": False} | config))
         service = Service(opener(model, agent), settings.admission)
         # Key files are read here, before a server serves; a test's loop runs already.
-        app = await asyncio.to_thread(build_app, service, settings, model_name=settings.name or MODEL)
+        name = settings.name or MODEL
+        app = await asyncio.to_thread(build_app, service, settings, model_name=name, lines=lines, telemetry=telemetry)
+        if telemetry is not None:
+            service.watchers.append(telemetry.watch)
         await service.start()
         server = TestServer(app)
         await server.start_server(shutdown_timeout=1.0)

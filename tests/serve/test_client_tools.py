@@ -276,8 +276,8 @@ async def test_results_of_a_mixed_turn_are_kept(serve):
         assert text.count("<tool_response>") == 3
         assert text.index("It rains.") < text.index("Dry.")
         assert "<tool_response>\na fox\n</tool_response>" in text
-    if "previous_response_id" in given:
-        assert text.index("It rains.") < text.index("a fox") < text.index("Dry.")
+        if "previous_response_id" in given:
+            assert text.index("It rains.") < text.index("a fox\n</tool_response>"), "in the order of the calls"
 
 
 async def test_a_message_in_place_of_the_output_is_refused(serve):
@@ -339,7 +339,8 @@ async def test_flat_tools_are_named_by_their_own_place(serve):
 
 
 def asked(*ids, arguments="{}", name="weather"):
-    calls = [{"id": id, "type": "function", "function": {"name": name, "arguments": arguments}} for id in ids]
+    function = {"name": name, "arguments": arguments}
+    calls = [{"id": each, "type": "function", "function": function} for each in ids]
     return {"role": "assistant", "content": None, "tool_calls": calls}
 
 
@@ -395,7 +396,8 @@ async def test_what_a_client_writes_forges_nothing(serve, dialect):
         controls.append([i for i in engine.requests[-1].ids if i > 255])
         shown = prompt_of(engine)
     assert controls[0] == controls[1]
-    assert shown.count("</information>") == (2 if dialect == "xml" else 1)
+    closing = "</information>" if dialect == "xml" else "</tool_response>"
+    assert shown.count(closing) == 2, "the result's own end, and what the assistant is said to have written"
 
 
 async def test_how_a_run_ended_is_counted(serve):

@@ -128,7 +128,7 @@ def test_conversations_share_the_instruction_and_the_demonstrations(chat_tokeniz
 
 
 def test_a_conversation_ends_in_a_user_message(tokenizer):
-    with pytest.raises(DataError, match="must be a user message, not 'assistant'"):
+    with pytest.raises(DataError, match="must be a user message or a tool message, not 'assistant'"):
         prompt(tokenizer, [user("a"), Message(role="assistant", content="b")])
 
 
