@@ -110,7 +110,7 @@ class Task:
     """
 
     query: str | tuple[Message, ...]
-    """A question, or a conversation that ends in a user message."""
+    """A question, or a conversation that ends in a user message or in the results of tool calls."""
     answers: tuple[str, ...] = ()
     """Acceptable answers; empty where there is nothing to score."""
     id: str = ""
