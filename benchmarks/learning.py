@@ -31,8 +31,12 @@ COLOURS = ("#1f6feb", "#b91c1c", "#d97706", "#7c3aed")
 class Learning:
     """Train every arm on every seed and compare zero-shot exact match on the held-out questions."""
 
+    world: str = "search"
+    """Embedded world: `search`, `code` or `mixed`."""
     seeds: int = 3
     """Seeds 0, 1, … of each arm."""
+    arms: int = len(ARMS)
+    """How many arms, the curriculum first."""
     jobs: int = 1
     """Runs side by side; wall times are only meaningful with 1."""
     out: Path = Path("runs/learning")
@@ -41,7 +45,7 @@ class Learning:
 
 def main(argv: Sequence[str]) -> None:
     options = load(Learning, argv, prog="benchmarks/run.py learning", description=str(Learning.__doc__))
-    runs = [(arm, seed) for arm in ARMS for seed in range(options.seeds)]
+    runs = [(arm, seed) for arm in chosen(options) for seed in range(options.seeds)]
     console = Console(width=140)
     with ThreadPoolExecutor(options.jobs) as pool:
         reports = list(pool.map(lambda run: train(options, *run, console), runs))
@@ -49,44 +53,50 @@ def main(argv: Sequence[str]) -> None:
     tool_off = [without_tools(options, seed) for seed in range(options.seeds)]
     console.print(table(options, results))
     console.print(f"trained by curriculum, tool switched off: exact match {tool_off}")
-    (options.out / "learning.json").write_text(
+    (options.out / options.world / "learning.json").write_text(
         json.dumps({"runs": {f"{a}/{s}": r for (a, s), r in results.items()}, "tool_off": tool_off}, indent=1)
     )
-    plot(options, options.out / "learning.png")
-    console.print(f"written to {options.out}: learning.json, learning.png, one directory a run")
+    plot(options, options.out / options.world / "learning.png")
+    console.print(f"written to {options.out / options.world}: learning.json, learning.png, one directory a run")
 
 
 def directory(options: Learning, arm: str, seed: int) -> Path:
-    return options.out / f"{arm.split()[0]}-{seed}"
+    return options.out / options.world / f"{arm.split()[0]}-{seed}"
+
+
+def chosen(options: Learning) -> list[str]:
+    return list(ARMS)[: options.arms]
 
 
 def train(options: Learning, arm: str, seed: int, console: Console) -> dict:
     where = directory(options, arm, seed)
     report = where / "report.json"
     if not report.exists():
-        command = [sys.executable, "-m", "icrl.train", "--seed", str(seed), "--output-dir", str(where)]
+        command = [sys.executable, "-m", "icrl.train", "--world", options.world, "--seed", str(seed)]
+        command += ["--output-dir", str(where)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} if options.jobs > 1 else None
         where.parent.mkdir(parents=True, exist_ok=True)
         with (where.parent / f"{where.name}.log").open("w") as log:
             subprocess.run([*command, *ARMS[arm]], check=True, stdout=log, stderr=log, env=environment)
     found = json.loads(report.read_text())
     result = f"{found['zero_shot_em']:.3f} after {found['steps']} steps, {found['wall_s']:.0f} s"
-    console.print(f"{arm}, seed {seed}: {result}")
+    parts = "".join(f", {world} {em:.3f}" for world, em in found["zero_shot_em_by_world"].items())
+    console.print(f"{arm}, seed {seed}: {result}{parts}")
     return found
 
 
 def without_tools(options: Learning, seed: int) -> float:
     run = directory(options, next(iter(ARMS)), seed)
-    command = [sys.executable, "-m", "icrl", "eval", str(run), "--no-tools", "--json"]
+    command = [sys.executable, "-m", "icrl", "eval", str(run), "--world", options.world, "--no-tools", "--json"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["em"]
 
 
 def table(options: Learning, results: dict) -> Table:
     tasks = next(iter(results.values()))["held_out_tasks"]
-    shown = Table(title=f"zero-shot exact match on {tasks} held-out questions, {options.seeds} seeds")
+    shown = Table(title=f"{options.world}: zero-shot exact match on {tasks} held-out questions, {options.seeds} seeds")
     for column in ("arm", "before", "after, by seed", "mean", "95 % interval over seeds", "format", "steps", "wall s"):
         shown.add_column(column)
-    for arm in ARMS:
+    for arm in chosen(options):
         found = [results[arm, seed] for seed in range(options.seeds)]
         after = [f["zero_shot_em"] for f in found]
         low, high = seeds_interval(after)
@@ -112,7 +122,7 @@ def plot(options: Learning, path: Path) -> None:
 
     figure = Figure(figsize=(9, 4.8), dpi=140, layout="constrained")
     axes = figure.add_subplot()
-    for arm, colour in zip(ARMS, COLOURS, strict=True):
+    for arm, colour in zip(chosen(options), COLOURS, strict=False):
         for seed in range(options.seeds):
             points = EvaluationLog.load(directory(options, arm, seed) / "evaluations.jsonl")
             steps, values = [p.step for p in points], [p.evaluation.em for p in points]
@@ -130,9 +140,9 @@ def plot(options: Learning, path: Path) -> None:
         xlabel="training step",
         ylabel="zero-shot exact match, held out",
         ylim=(-0.03, 1.03),
-        title="Zero-shot exact match while training, three seeds an arm",
+        title=f"Zero-shot exact match while training, {options.seeds} seeds an arm",
     )
     axes.grid(axis="y", color="#cbd2d9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(ARMS), frameon=False)
+    figure.legend(loc="outside lower center", ncols=options.arms, frameon=False)
     figure.savefig(path)

@@ -1,6 +1,7 @@
-"""Pretraining text: made-up documents of five kinds, none of which ever uses a reserved word as a tag or label.
+"""Pretraining text: made-up documents of six kinds, none of which ever uses a reserved word as a tag or label.
 
 episodes     several records in one invented format: imitation (`icrl.tiny.episodes`)
+choices      records in two formats that differ in a tag, one for facts and one for sums: imitation of what fits
 reading      a text, then questions and answers about it: extraction
 repeats      random units, two to four times over: copying
 pairs        a random dictionary, then the same entries in another order: recall
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from icrl.tiny.episodes import SPOKEN, draw_episodes
+from icrl.tiny.episodes import SPOKEN, draw_choices, draw_episodes
 from icrl.tiny.subjects import FACT_WORDINGS, QUESTIONS
 from icrl.tiny.words import ADJECTIVES, NAMES, NOUNS, PUNCTUATION, RESERVED, Fact, draw_fact, units
 
@@ -39,6 +40,8 @@ class Mixture:
     """Fewest and most records of an episodes document."""
     sums: float
     """Share of episodes documents that are about sums."""
+    choices: float = 0.0
+    """Share of documents that show two formats and when to use which; the other shares are of the rest."""
 
 
 def documents(random: Random, mixture: Mixture) -> Iterator[str]:
@@ -57,6 +60,8 @@ def documents(random: Random, mixture: Mixture) -> Iterator[str]:
 
 def draw_document(random: Random, mixture: Mixture) -> str:
     """Write one document, which may still use a reserved word as a tag by accident."""
+    if mixture.choices and random.random() < mixture.choices:
+        return draw_choices(random)
     kinds: dict[Callable[[Random], str], float] = {
         lambda r: draw_episodes(r, mixture.records, mixture.sums): mixture.episodes,
         _reading: mixture.reading,
@@ -115,16 +120,32 @@ def _say(random: Random, fact: Fact) -> str:
 
 
 _UNITS = tuple(u for u in units() if u.strip())
-_POOLS = (SPOKEN, NAMES, (*SPOKEN, *NAMES, *PUNCTUATION), (*SPOKEN, *NAMES), tuple("0123456789+-*/()="))
+_LOOSE = (SPOKEN, NAMES, (*SPOKEN, *NAMES, *PUNCTUATION), (*SPOKEN, *NAMES), tuple("0123456789+-*/()="))
 _PLAIN = tuple(w for w in (*SPOKEN, *NAMES) if w not in RESERVED)
+_MARKS = tuple(".,;?!'%+")
+_SPOKEN_RESERVED = tuple(w for w in RESERVED if "_" not in w)
+_WORDS = tuple(u for u in _UNITS if u.isalpha() and len(u) > 1)
+_JOINED = (*_WORDS, *(_SPOKEN_RESERVED * (len(_WORDS) // 60)))
+"""Words to set between marks that delimit nothing; one in eight or so is reserved. A word that never follows a mark
+is never predicted there, whatever is to be copied."""
 
 
 def _repeats(random: Random) -> str:
     length = random.randint(4, 70)
-    tight = random.random() < 0.4
-    pool = _UNITS if tight else random.choice(_POOLS)
-    once = [random.choice(pool) for _ in range(length)]
-    return ("" if tight else " ").join(once * (2 if length > 35 else random.randint(2, 4)))
+    roll = random.random()
+    if roll < 0.25:
+        marks = random.sample(_MARKS, random.randint(1, 3))
+        once = [random.choice(_JOINED) + random.choice(marks) for _ in range(length // 2 + 1)]
+    elif roll < 0.35:
+        once = [_number(random) for _ in range(length // 2 + 1)]
+    else:
+        pool = _UNITS if roll < 0.55 else random.choice(_LOOSE)
+        once = [random.choice(pool) for _ in range(length)]
+    return ("" if roll < 0.25 or 0.35 <= roll < 0.55 else " ").join(once * (2 if length > 35 else random.randint(2, 4)))
+
+
+def _number(random: Random) -> str:
+    return str(random.randrange(10 ** random.randint(1, 5)))
 
 
 def _pairs(random: Random) -> str:
@@ -132,7 +153,8 @@ def _pairs(random: Random) -> str:
     end = random.choice(("\n", " ; ", ". ", " , "))
     width = random.choice((1, 1, 2))
     keys = dict.fromkeys(_some(random, width) for _ in range(random.randint(3, 14)))
-    entries = [key + link + _some(random, random.choice((1, 1, 2))) for key in keys]
+    numbers = random.random() < 0.3
+    entries = [k + link + (_number(random) if numbers else _some(random, random.choice((1, 1, 2)))) for k in keys]
     return end.join(e for _ in range(random.randint(2, 3)) for e in random.sample(entries, len(entries)))
 
 

@@ -7,18 +7,20 @@ who has seen none cannot, because tags, marks, order and contents are drawn anew
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from icrl.tiny.subjects import FieldKind, Record, Subject, fact_subject, sum_subject
-from icrl.tiny.words import NAMES, RESERVED, TAGS, WORDS
+from icrl.tiny.words import NAMES, RESERVED, TAGS, WORDS, units
 
-__all__ = ["SPOKEN", "draw_episodes"]
+__all__ = ["SPOKEN", "draw_choices", "draw_episodes"]
 
 SPOKEN = (*WORDS, *TAGS, *(w for w in RESERVED if "_" not in w))
 """Every ordinary word; the reserved ones are allowed as such."""
 
 _ANY_TAG = (*TAGS, *(w for w in WORDS if len(w) > 2), *NAMES[::12])
+_RARE_TAG = tuple(u for u in units() if u.isalpha() and len(u) > 2 and u.lower() not in RESERVED)
+"""Whatever is one token: a reader who has met few words as tags believes that no others can be."""
 
 _T: FieldKind = "thought"
 _K: FieldKind = "key"
@@ -45,6 +47,8 @@ class _Format:
     """How a field is marked."""
     tags: tuple[str, ...]
     """The tag of each field."""
+    others: tuple[str, ...]
+    """Tags that it might have drawn instead."""
     ask: Callable[[str], str]
     """How a question is introduced."""
     gap: str
@@ -84,18 +88,60 @@ def draw_episodes(random: Random, records: tuple[int, int], sums: float) -> str:
     if shown and random.random() < 0.5:
         return text + style.whole(last)
     tail = (style.gap or "\n") if random.random() < 0.5 else ""
-    return (
-        f"<|im_start|>user\n{text}{style.ask(last.question)}{tail}<|im_end|>\n<|im_start|>assistant\n{style.body(last)}"
-    )
+    reply = style.body(last) if shown or random.random() < 0.5 else random.choice(_IGNORANCE).format(q=last.question)
+    return _chat(text + style.ask(last.question) + tail, reply)
 
 
 def _draw_records(subject: Subject, count: int) -> list[Record]:
     return [subject() for _ in range(count)]
 
 
+def draw_choices(random: Random) -> str:
+    """Write one document whose records look facts up or work out sums, with a tag for the key of each kind.
+
+    Here the format depends on the question: whoever writes on has to find the records that ask for the same thing.
+    """
+    kinds = random.choice(_CHOICE_ORDERS)
+    subjects = (fact_subject(random, kinds), sum_subject(random, kinds))
+    both, *styles = _draw_two_formats(random, kinds)
+    count = random.randint(3, 5) if len(kinds) > 2 else random.randint(5, 9)
+    order = [i % 2 if i < 2 else random.randrange(2) for i in range(count - 1)]
+    random.shuffle(order)
+    order.append(random.randrange(2))
+    head = _draw_head(random, both, alone=False)
+    *shown, (style, last) = [(styles[i], subjects[i]()) for i in order]
+    text = head + "".join(s.whole(r) + s.pause for s, r in shown)
+    if random.random() < 0.4:
+        return text + style.whole(last)
+    tail = (style.gap or "\n") if random.random() < 0.5 else ""
+    return _chat(text + style.ask(last.question) + tail, style.body(last))
+
+
+_CHOICE_ORDERS: tuple[tuple[FieldKind, ...], ...] = (
+    *((_T, _K, _E, _A),) * 2,
+    *((_K, _E, _A), (_T, _K), (_T, _K), (_K,), (_K,), (_K, _A)),
+)
+
+
+def _draw_two_formats(random: Random, kinds: tuple[FieldKind, ...]) -> tuple[_Format, _Format, _Format]:
+    """Draw two formats that differ in the tag of the key, after one that has the tags of both."""
+    first = _draw_format(random, kinds)
+    other = random.choice(first.others)
+    second = replace(first, tags=tuple(other if k == "key" else t for k, t in zip(kinds, first.tags, strict=True)))
+    styles = [first, second]
+    random.shuffle(styles)
+    union = tuple(dict.fromkeys((*styles[0].tags, *styles[1].tags)))
+    return replace(first, tags=union), styles[0], styles[1]
+
+
+def _chat(user: str, assistant: str) -> str:
+    return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{assistant}"
+
+
 def _draw_format(random: Random, kinds: tuple[FieldKind, ...]) -> _Format:
     wrap = _draw_wrap(random)
-    *tags, question_tag = random.sample(TAGS if random.random() < 0.3 else _ANY_TAG, len(kinds) + 1)
+    pool = random.choices((TAGS, _ANY_TAG, _RARE_TAG), weights=(3, 4, 3))[0]
+    *tags, question_tag = random.sample(pool, len(kinds) + 1)
     if kinds.count("key") == 2:
         first, second = (i for i, kind in enumerate(kinds) if kind == "key")
         tags[second] = tags[first]
@@ -103,6 +149,7 @@ def _draw_format(random: Random, kinds: tuple[FieldKind, ...]) -> _Format:
     return _Format(
         wrap=wrap,
         tags=tuple(tags),
+        others=tuple(t for t in pool if t not in tags),
         ask=(lambda q: wrap(question_tag, q)) if label is None else (lambda q: label + q),
         gap=random.choice(("\n", "\n", " ", "\n", "")),
         pause=random.choice(("\n\n", "\n\n", "\n", "\n##\n", "\n---\n")),
@@ -137,12 +184,11 @@ def _draw_head(random: Random, style: _Format, *, alone: bool) -> str:
     record stands alone they are never its own. A reader learns to take the format from records, not from a line that
     talks about tags.
     """
-    if random.random() < 0.5:
+    if random.random() < (0.2 if alone else 0.5):
         return ""
     line = " ".join(random.choice(SPOKEN) for _ in range(random.randint(2, 14))).capitalize()
-    if random.random() < (0.6 if alone else 0.2):
-        own = tuple(dict.fromkeys(style.tags))
-        tags = own if not alone and random.random() < 0.5 else tuple(t for t in TAGS if t not in own)
+    if random.random() < (0.8 if alone else 0.2):
+        tags = tuple(dict.fromkeys(style.tags)) if not alone and random.random() < 0.5 else style.others
         chosen = random.sample(range(len(tags)), min(len(tags), random.randint(2, 4)))
         *most, last = (_mention(random, style, tags[i]) for i in sorted(chosen))
         line = f"{line} {' , '.join(most)} and {last}"
@@ -153,5 +199,8 @@ def _mention(random: Random, style: _Format, tag: str) -> str:
     return style.wrap(tag, random.choice(("", random.choice(SPOKEN)))) if random.random() < 0.5 else f"<{tag}> </{tag}>"
 
 
-_ALONE = 0.08
+_ALONE = 0.18
 """Share of documents with a single record, which nothing shows how to write."""
+
+_IGNORANCE = ("I do not know.", "I do not know that.", "I do not know: {q}", "I must look that up.")
+"""What half of them say instead of a record: a likely reply, where each of the many formats is unlikely."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -51,20 +51,30 @@ class Phase:
         return min(1.0, (step + 1) / self.warmup, max(0.05, left))
 
 
+_LONG = Mixture(episodes=0.7, reading=0.1, repeats=0.1, pairs=0.05, prose=0.05, records=(3, 6), sums=0.25)
+
 PHASES = (
     Phase(
         steps=1000,
         rows=10,
         length=320,
-        mixture=Mixture(episodes=0.45, reading=0.12, repeats=0.22, pairs=0.13, prose=0.08, records=(2, 5), sums=0.2),
+        mixture=Mixture(episodes=0.45, reading=0.12, repeats=0.22, pairs=0.13, prose=0.08, records=(2, 5), sums=0.25),
         warmup=100,
         decay=0.0,
     ),
     Phase(
-        steps=1700,
+        steps=1800,
         rows=8,
         length=384,
-        mixture=Mixture(episodes=0.7, reading=0.1, repeats=0.1, pairs=0.05, prose=0.05, records=(3, 6), sums=0.2),
+        mixture=_LONG,
+        warmup=20,
+        decay=0.6,
+    ),
+    Phase(
+        steps=900,
+        rows=8,
+        length=384,
+        mixture=replace(_LONG, choices=0.5),
         warmup=20,
         decay=0.6,
     ),

@@ -154,7 +154,7 @@ def fit(zero_shot: ProbeResult, three_shot: ProbeResult) -> bool:
         >>> fit(zero, three), fit(zero, zero)
         (True, False)
     """
-    return zero_shot.form <= 0.005 and zero_shot.call <= 0.02 and 0.02 <= three_shot.form <= 0.5
+    return zero_shot.form <= 0.005 and zero_shot.call <= 0.05 and three_shot.form >= 0.02
 
 
 def main(directory: Path = BASE_DIR) -> None:

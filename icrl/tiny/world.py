@@ -22,7 +22,7 @@ import yaml
 from icrl.tiny.words import ATTRIBUTES, LISTED_ATTRIBUTES, NAMED_ATTRIBUTES, NAMES, NUMBERED_ATTRIBUTES, Fact, draw_fact
 from icrl.types import Demonstration, Step, Task
 
-__all__ = ["QUESTIONS", "Document", "World", "top_documents", "write_world"]
+__all__ = ["QUESTIONS", "Document", "World", "top_documents", "write_demonstrations", "write_tasks", "write_world"]
 
 QUESTIONS = (
     "What is the {a} of {e}?",
@@ -134,7 +134,7 @@ def _task(fact: Fact, seed: int) -> Task:
         id=_slug(fact),
         query=_ask(wording, fact),
         answers=(fact.value,),
-        metadata={"attribute": fact.attribute, "entity": fact.entity},
+        metadata={"world": "search", "attribute": fact.attribute, "entity": fact.entity},
     )
 
 
@@ -178,11 +178,20 @@ def _words(text: str) -> list[str]:
 def write_world(world: World, directory: Path) -> None:
     """Write `corpus.jsonl`, `train.jsonl`, `heldout.jsonl` and `demonstrations.yaml` into an existing directory."""
     _write_lines(directory / "corpus.jsonl", (asdict(d) for d in world.documents))
-    _write_lines(directory / "train.jsonl", map(_task_record, world.train))
-    _write_lines(directory / "heldout.jsonl", map(_task_record, world.held_out))
-    demonstrations = [_demonstration_record(d) for d in world.demonstrations]
-    text = yaml.safe_dump(demonstrations, sort_keys=False, width=110)
-    (directory / "demonstrations.yaml").write_text(text, encoding="utf-8")
+    write_tasks(directory / "train.jsonl", world.train)
+    write_tasks(directory / "heldout.jsonl", world.held_out)
+    write_demonstrations(directory / "demonstrations.yaml", world.demonstrations)
+
+
+def write_tasks(path: Path, tasks: Iterable[Task]) -> None:
+    """Write tasks as JSONL, in the format that `--tasks` reads."""
+    _write_lines(path, map(_task_record, tasks))
+
+
+def write_demonstrations(path: Path, demonstrations: Iterable[Demonstration]) -> None:
+    """Write demonstrations as YAML, in the format that `--demos` reads."""
+    text = yaml.safe_dump([_demonstration_record(d) for d in demonstrations], sort_keys=False, width=110)
+    path.write_text(text, encoding="utf-8")
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, object]]) -> None:

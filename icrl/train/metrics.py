@@ -111,6 +111,8 @@ class Evaluation:
     """Seconds."""
     stop_reasons: Mapping[str, int] = field(default_factory=dict)
     """Why trajectories ended."""
+    em_by_world: Mapping[str, float] = field(default_factory=dict)
+    """Exact match of the tasks of each world, by `world` in their metadata; empty if there are fewer than two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

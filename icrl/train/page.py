@@ -54,6 +54,7 @@ def _before_after(report: Report) -> str:
     rows = [
         ("exact match before", report.zero_shot_em_before, report.zero_shot_em_before_interval),
         ("exact match after", report.zero_shot_em, report.zero_shot_em_interval),
+        *((f"exact match after, {world}", em, None) for world, em in report.zero_shot_em_by_world.items()),
         ("F1 after", report.zero_shot_f1, None),
         ("whole-form rate after", report.format_rate, None),
         ("valid-call rate after", report.valid_call_rate, None),

@@ -110,7 +110,7 @@ def test_tasks_of_one_world_have_no_parts(engine, capsys):
 
 
 def test_a_misspelt_world_is_refused(engine):
-    with pytest.raises(ConfigError, match="world: 'serach' is not one of .* Did you mean 'search'"):
+    with pytest.raises(ConfigError, match=r"world: 'serach' is not one of .* Did you mean 'search'"):
         main(["--world", "serach"])
 
 

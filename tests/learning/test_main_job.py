@@ -48,6 +48,24 @@ def test_the_trained_directory_answers_zero_shot_with_a_call(trained):
     assert trajectory.results[0].error is None
 
 
+@pytest.fixture(scope="module")
+def trained_on_code(tmp_path_factory):
+    run = tmp_path_factory.mktemp("learning") / "code"
+    subprocess.run([sys.executable, "-m", "icrl.train", "--world=code", f"--output-dir={run}"], check=True)
+    return run
+
+
+def test_the_code_world_is_learnt_too(trained_on_code):
+    report = json.loads((trained_on_code / "report.json").read_text())
+    assert report["held_out_tasks"] >= 400
+    assert report["zero_shot_em_before"] <= 0.02
+    assert report["zero_shot_em"] >= 0.9
+
+
+def test_without_python_it_cannot_calculate(trained_on_code):
+    assert json.loads(icrl("eval", str(trained_on_code), "--world", "code", "--no-tools", "--json"))["em"] <= 0.05
+
+
 def test_zero_shot_reinforcement_alone_does_not_learn(tmp_path):
     run = tmp_path / "run"
     arguments = ["--schedule=0:40", "--promote-at=None", f"--output-dir={run}"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import islice
 from random import Random
 
@@ -74,6 +75,12 @@ def test_ordinary_use_is_allowed(text: str):
 def test_every_kind_follows_from_the_seed(kind: str):
     texts = [draw_document(Random(5), only(kind)) for _ in range(2)]
     assert texts[0] == texts[1] != ""
+
+
+def test_choices_come_on_top_of_the_other_kinds():
+    kinds = replace(only("prose"), choices=0.5)
+    texts = list(islice(documents(Random(6), kinds), 200))
+    assert 70 < sum("\n" in text for text in texts) < 130
 
 
 def test_repeats_repeat():

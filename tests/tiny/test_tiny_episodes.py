@@ -3,7 +3,8 @@ from __future__ import annotations
 import re
 from random import Random
 
-from icrl.tiny.episodes import draw_episodes
+from icrl.tiny import episodes
+from icrl.tiny.episodes import _IGNORANCE, draw_choices, draw_episodes
 from icrl.tiny.subjects import FieldKind, draw_sum, fact_subject, sum_subject
 
 KINDS: tuple[FieldKind, ...] = ("thought", "key", "evidence", "answer")
@@ -71,7 +72,25 @@ def test_a_lone_record_never_uses_the_tags_its_head_shows():
     assert shown > 100
 
 
-def test_heads_over_several_records_show_their_tags_as_often_as_not():
+def test_most_lone_questions_are_met_with_ignorance():
+    replies = [draw_episodes(Random(s), (1, 1), 0.2).split("assistant\n")[-1] for s in range(1000)]
+    openings = tuple(text.partition("{")[0] for text in _IGNORANCE)
+    assert 0.5 < sum(r.startswith(openings) for r in replies) / 1000 < 0.7
+
+
+def test_heads_show_foreign_tags_of_the_records_own_sort():
+    """Otherwise a rare word in the head would give away that the records use it."""
+    sorts = {True: set(), False: set()}
+    for seed in range(8000):
+        text = draw_episodes(Random(seed), (3, 3), 0.2)
+        for tag in mentioned(text):
+            own = len(re.findall(rf"\b{tag}\b", text, re.IGNORECASE)) > 4
+            sorts[own] |= {tag[0].isupper()}
+    assert sorts == {True: {True, False}, False: {True, False}}
+
+
+def test_heads_over_several_records_show_their_tags_as_often_as_not(monkeypatch):
+    monkeypatch.setattr(episodes, "_ALONE", 0.0)
     own = other = 0
     for seed in range(6000):
         text = draw_episodes(Random(seed), (3, 3), 0.2)
@@ -81,3 +100,30 @@ def test_heads_over_several_records_show_their_tags_as_often_as_not():
             else:
                 other += 1
     assert 0.3 < own / (own + other) < 0.7
+
+
+def keys(text: str) -> dict[bool, set[str]]:
+    """Tags around an expression that stands alone, and tags around anything else that a key may be."""
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for record in re.split(r"\n\n|\n##\n|\n---\n|<\|im_end\|>", text):
+        fields = re.findall(r"<(\w+)>\s*([^<>]*?)\s*</\1>", record)
+        if len(fields) == 1:
+            found[bool(re.search(r"\d [-+*] ", record))].add(fields[0][0])
+    return found
+
+
+def test_choices_give_each_kind_of_question_a_tag_of_its_own():
+    told = 0
+    for seed in range(2000):
+        sums, facts = (keys(draw_choices(Random(seed)))[kind] for kind in (True, False))
+        if len(sums) == len(facts) == 1:
+            told += 1
+            assert sums != facts
+    assert told > 20
+
+
+def test_choices_show_both_kinds_before_the_last_question():
+    for seed in range(300):
+        shown = draw_choices(Random(seed)).split("<|im_end|>")[0]
+        assert re.search(r"\d ?[-+*] ?\d|\) ?[-+*]", shown)
+        assert re.search(r"[A-Z][a-z]+[nrx]", shown)

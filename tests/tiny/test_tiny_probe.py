@@ -75,9 +75,9 @@ def test_search_answers_twice_and_only_complete_calls():
     [
         ({}, {}, True),
         ({"form": 0.01}, {}, False),
-        ({"call": 0.03}, {}, False),
+        ({"call": 0.06}, {}, False),
         ({}, {"form": 0.01}, False),
-        ({}, {"form": 0.6}, False),
+        ({}, {"form": 0.9}, True),
     ],
 )
 def test_window(zero, three, verdict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,15 @@ def test_a_run_directory_gets_picture_page_and_figures(run):
         "```yaml\nseed: 3\n```",
     ):
         assert expected in text
+
+
+def test_exact_match_of_several_worlds_is_told_apart():
+    parts = {"code": 0.875, "search": 0.925}
+    last = replace(POINTS[2], evaluation=replace(POINTS[2].evaluation, em_by_world=parts))
+    report = summarize(STEPS, (*POINTS[:2], last), FACTS, wall_s=20.0)
+    assert report.zero_shot_em_by_world == parts
+    text = page(report, STEPS, FACTS, settings="")
+    assert "| exact match after, code | 0.875 |  |\n| exact match after, search | 0.925 |  |" in text
 
 
 def test_the_parts_of_the_time_sum_to_the_whole():
