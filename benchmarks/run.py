@@ -13,6 +13,7 @@ CASES = {
     "overhead": "client CPU per turn with an instant scripted engine",
     "engine": "decode steps, prefix reuse and rollouts of the in-process engine",
     "tools": "the sandbox by profile and layer, search engines on one corpus, the tool runtime per call",
+    "serve": "requests, first tokens, CPU per event and memory per stream of the server",
     "footprint": "import time, --help time, install size, style figures",
 }
 

@@ -291,6 +291,8 @@ class TextStream:
 
     def feed(self, ids: Sequence[int]) -> str:
         """Take the next ids and return the text that is now complete."""
+        if not self._held and not (text := self._tokenizer.decode(ids)).endswith(_REPLACEMENT):
+            return text
         self._held += ids
         # A character has at most four bytes, so at most three tokens at the end can be the start of one.
         for unfinished in range(min(3, len(self._held)) + 1):

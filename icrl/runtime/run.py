@@ -202,7 +202,7 @@ class Run:
                     request_id=self._request,
                     session=self.id,
                     shared_prefix=self._shared_prefix,
-                    on_delta=self._deltas(index) if self.emit is not None else None,
+                    on_delta=self._deltas(index, self.emit) if self.emit is not None else None,
                 )
         except TimeoutError as error:
             if not self._fence.expired():
@@ -211,13 +211,13 @@ class Run:
         finally:
             self._request = None
 
-    def _deltas(self, turn: int) -> Callable[[Sequence[int]], None]:
+    def _deltas(self, turn: int, emit: Emit) -> Callable[[Sequence[int]], None]:
         stream = TextStream(self.tokenizer)
 
         def on_delta(ids: Sequence[int]) -> None:
             text = stream.feed(ids)
             if text:
-                self._tell(TextDelta(turn=turn, text=text))
+                emit(TextDelta(turn=turn, text=text))  # which is no part of the record
 
         return on_delta
 

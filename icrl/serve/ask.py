@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.types import Message, SamplingParams
 
-__all__ = ["Ask", "ToolChoice"]
+__all__ = ["Ask", "Seed", "ToolChoice"]
 
 ToolChoice = Literal["auto", "none"]
 """Whether tools may be called at all."""
+
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What every engine takes for a seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from icrl.errors import DataError
-from icrl.serve.ask import Ask
+from icrl.serve.ask import Ask, Seed
 from icrl.serve.call_turns import Placed, paired
 from icrl.serve.client_tools import ClientTool, client_specs, is_tool_name, read_call, read_choice
 from icrl.serve.config import AdmissionConfig
@@ -92,7 +92,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     stop: str | list[str] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

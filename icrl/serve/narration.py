@@ -137,7 +137,7 @@ class Narrator:
                 self._aside.append(len(self._told))
                 self._told.append((None, piece))
                 continue
-            if piece.kind in ("call", "answer"):  # so what was said before it is no answer
+            if self._aside and piece.kind in ("call", "answer"):  # so what was said before it is no answer
                 yield from self._settle("thought")
             label: Label | None = None if piece.kind == "call" else "thought" if piece.kind == "thought" else "said"
             self._told.append((label, piece))

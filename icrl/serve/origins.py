@@ -41,10 +41,11 @@ def same_site(config: ServeConfig) -> Middleware:
             raise Problem(403, "Host: this server is for its own machine only, and has no other name", code="host")
         origin = request.headers.get(hdrs.ORIGIN)
         allowed = origin is None or origin in named or _ANY in named or _netloc(origin) == host
-        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers and allowed:
-            return web.Response(status=204)
-        if not allowed and request.method not in _SAFE:
+        preflight = request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+        if not allowed and (preflight or request.method not in _SAFE):
             raise Problem(403, f"Origin: pages of {origin} may not call; allow them by --cors-origin", code="origin")
+        if preflight:
+            return web.Response(status=204)
         return await handler(request)
 
     return check

@@ -56,6 +56,8 @@ class Problem(Exception):
     def response(self) -> web.Response:
         """Return the whole answer."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return web.Response(status=self.status, body=self.body(), content_type="application/json", headers=headers)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from icrl.errors import DataError
-from icrl.serve.ask import Ask
+from icrl.serve.ask import Ask, Seed
 from icrl.serve.call_turns import Placed, paired
 from icrl.serve.client_tools import FlatTool, flat_specs, is_tool_name, read_call, read_choice
 from icrl.serve.config import AdmissionConfig
@@ -95,7 +95,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     max_tool_calls: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     tools: list[FlatTool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     metadata: dict[str, str] | None = None

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from icrl.errors import DataError
-from icrl.serve.ask import Ask
+from icrl.serve.ask import Ask, Seed
 from icrl.serve.body import read_body
 from icrl.serve.exchange import Exchange
 from icrl.serve.keys import CALLER, CONFIG, SERVICE, TRAJECTORIES
@@ -26,7 +26,7 @@ class TrajectoryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
     query: str
     n: int = 1
-    seed: int | None = None
+    seed: Seed | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int | None = None
@@ -64,6 +64,8 @@ def _ask(body: TrajectoryRequest) -> Ask:
         raise invalid("query", "is empty")
     if body.max_tokens is not None and body.max_tokens < 1:
         raise invalid("max_tokens", f"must be >= 1, not {body.max_tokens}")
+    if body.temperature > 2:
+        raise invalid("temperature", f"must be from 0 to 2, not {body.temperature}")
     fields: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p}
     try:
         sampling = SamplingParams(**fields)

@@ -84,7 +84,9 @@ def _train(config: TrainConfig, directory: Path, data: Data) -> None:
 
     console = Console(stderr=True, highlight=False)
     console.print(f"writing to {directory}", soft_wrap=True)
-    curriculum = Stages(config.schedule, promote_at=config.promote_at, window=config.promote_window)
+    curriculum = Stages(
+        config.schedule, promote_at=config.promote_at, finish_at=config.finish_at, window=config.promote_window
+    )
     view = LiveView(curriculum, console=console)
     with open_session(config, directory, data, curriculum, view) as session:
         startup_s = process_age_s()

@@ -177,6 +177,8 @@ class TrainConfig:
     """Curriculum: `shots:steps` stages."""
     promote_at: float | None = 0.9
     """Mean exact match over `promote_window` steps that ends a stage early; `None` keeps stages to their length."""
+    finish_at: float | None = 0.95
+    """The same for the last stage, which ends the run; `None` takes `promote_at`."""
     promote_window: int = 5
     """Steps that the mean is taken over."""
     precision: Literal["float32", "bfloat16"] = "float32"

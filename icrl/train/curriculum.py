@@ -92,6 +92,7 @@ class Stages:
         schedule: The stages, such as `3:40,2:15,1:15,0:40`.
         promote_at: Leave a stage when the mean success of its last `window` steps exceeds this; `None` runs every
             stage to its cap (the baselines: zero-shot `0:60`, few-shot `3:60`, aggressive `3:5,0:45`).
+        finish_at: The same for the last stage, which ends the run; `promote_at` if not given.
         window: Steps of that mean; they all have to lie in the current stage.
 
     Raises:
@@ -106,9 +107,12 @@ class Stages:
         0
     """
 
-    def __init__(self, schedule: str, *, promote_at: float | None = 0.9, window: int = 5) -> None:
-        if promote_at is not None and not 0 <= promote_at < 1:
-            raise ConfigError(f"promote_at: must be in [0, 1), or null for fixed stages, not {promote_at!r}")
+    def __init__(
+        self, schedule: str, *, promote_at: float | None = 0.9, finish_at: float | None = None, window: int = 5
+    ) -> None:
+        for name, value in (("promote_at", promote_at), ("finish_at", finish_at)):
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"{name}: must be in [0, 1), or null, not {value!r}")
         if window < 1:
             raise ConfigError(f"window: must be >= 1 step, not {window!r}")
         self.schedule = schedule
@@ -116,6 +120,7 @@ class Stages:
         self.stages = parse_stages(schedule)
         """The stages."""
         self._promote_at = promote_at
+        self._finish_at = promote_at if finish_at is None else finish_at
         self._stage = 0
         self._steps = 0
         self._recent: deque[float] = deque(maxlen=window)
@@ -169,9 +174,10 @@ class Stages:
 
     def _mastered(self) -> bool:
         window = self._recent.maxlen
-        if self._promote_at is None or len(self._recent) != window:
+        if self._promote_at is None or self._finish_at is None or len(self._recent) != window:
             return False
-        return sum(self._recent) / len(self._recent) > self._promote_at
+        is_last = self._stage == len(self.stages) - 1
+        return sum(self._recent) / len(self._recent) > (self._finish_at if is_last else self._promote_at)
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs, as plain JSON values."""

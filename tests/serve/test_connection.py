@@ -6,18 +6,19 @@ import asyncio
 import json
 import logging
 import re
-import socket
 import time
+from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 from hostile import ROUTES, post
 from listening import listening
 from watched import until
 
 from icrl.serve.config import AdmissionConfig
-from icrl.testing import ScriptedEngine
-from icrl.types import Limits
+from icrl.serve.connection import Door
 
+BIG = 16_000_000
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -49,14 +50,12 @@ async def test_a_head_that_is_sent_bit_by_bit_is_cut_off():
         assert 0.15 < await closed_after(reader) < 2.0
         dripping.cancel()
         await asyncio.gather(dripping, return_exceptions=True)
-        writer.close()
 
 
 async def test_a_connection_that_says_nothing_is_cut_off():
     async with listening(admission=bounds(header_timeout_s=0.2)) as server:
-        reader, writer = await server.connect()
+        reader, _writer = await server.connect()
         assert 0.15 < await closed_after(reader) < 2.0
-        writer.close()
 
 
 async def test_a_connection_that_asked_in_time_stays_open():
@@ -67,7 +66,6 @@ async def test_a_connection_that_asked_in_time_stays_open():
             writer.write(HEAD + b"\r\n")
             answer = await reader.readuntil(b"}")
             assert b"200 OK" in answer
-        writer.close()
 
 
 async def test_a_body_that_does_not_come_is_answered_with_408():
@@ -77,40 +75,48 @@ async def test_a_body_that_does_not_come_is_answered_with_408():
         answer = await reader.readuntil(b"}}")
         assert answer.startswith(b"HTTP/1.1 408")
         assert b'"code":"request_timeout"' in answer
+
+
+@asynccontextmanager
+async def big_answers(write_timeout_s: float):
+    """Serve answers that no system's buffers hold, and yield a connection that asked for one."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=bytes(BIG))
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    door = Door(runner, bounds(write_timeout_s=write_timeout_s), keepalive_s=1.0)
+    server = await asyncio.get_running_loop().create_server(door, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        yield reader, writer
+    finally:
         writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        server.close()
+        await runner.cleanup()
 
 
 async def test_who_does_not_read_an_answer_is_cut_off(caplog):
     caplog.set_level(logging.INFO, "icrl.serve")
-    engine = ScriptedEngine(lambda ids: "<answer> " + "word " * 20_000 + "</answer>", context_limit=1_000_000)
-    generous = Limits(max_tokens=200_000, max_turn_tokens=200_000)
-    async with listening(engine, admission=bounds(write_timeout_s=0.3), limits=generous) as server:
-        reader, writer = await server.connect()
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    async with big_answers(write_timeout_s=0.2) as (reader, writer):
         writer.transport.pause_reading()
-        writer.write(post("/v1/trajectories", json.dumps({"query": "x", "n": 8}).encode()))
         await until(lambda: "does not read" in caplog.text)
         writer.transport.resume_reading()
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await reader.readuntil(b"no such thing")
-        writer.close()
-        assert b"200 OK" in await server.exchange(HEAD + b"Connection: close\r\n\r\n")
+            await reader.readexactly(BIG)
 
 
 async def test_who_reads_slowly_gets_everything():
-    engine = ScriptedEngine(lambda ids: "<answer> " + "word " * 20_000 + "</answer>", context_limit=1_000_000)
-    generous = Limits(max_tokens=200_000, max_turn_tokens=200_000)
-    async with listening(engine, admission=bounds(write_timeout_s=0.2), limits=generous) as server:
-        reader, writer = await server.connect()
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        writer.write(post("/v1/trajectories", json.dumps({"query": "x", "n": 4}).encode()))
-        head = await reader.readuntil(b"\r\n\r\n")
-        left = length = int(re.search(rb"Content-Length: (\d+)", head)[1])
-        assert length > 2_000_000
-        while left:
-            left -= len(await reader.readexactly(min(left, length // 8)))
-            await asyncio.sleep(0.1)
-        writer.close()
+    async with big_answers(write_timeout_s=0.2) as (reader, _):
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(8):
+            await reader.readexactly(BIG // 8)
+            await asyncio.sleep(0.05)
 
 
 async def test_more_connections_than_there_is_room_for_are_turned_away():
@@ -126,7 +132,6 @@ async def test_more_connections_than_there_is_room_for_are_turned_away():
         held[0][1].close()
         await asyncio.sleep(0.05)
         assert b"200 OK" in await server.exchange(HEAD + b"Connection: close\r\n\r\n")
-        held[1][1].close()
 
 
 @pytest.mark.parametrize(
@@ -170,7 +175,6 @@ async def test_two_ways_to_read_a_request_are_none(framing):
         writer.write((start + framing + smuggled).encode())
         async with asyncio.timeout(5.0):
             answer = await reader.read()
-        writer.close()
         assert re.match(rb"HTTP/1.[01] 400 ", answer)
         assert answer.count(b"HTTP/1.") == 1
         assert server.server.service.reloads == 0

@@ -91,7 +91,10 @@ def test_a_schedule_that_cannot_be_read_is_refused_with_its_part(schedule, probl
     assert str(raised.value).startswith(f"schedule: {problem}")
 
 
-@pytest.mark.parametrize(("options", "name"), [({"promote_at": 1.0}, "promote_at"), ({"window": 0}, "window")])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"promote_at": 1.0}, "promote_at"), ({"finish_at": 1.0}, "finish_at"), ({"window": 0}, "window")],
+)
 def test_options_are_checked(options, name):
     with pytest.raises(ConfigError, match=f"{name}: must be"):
         Stages("3:4", **options)
@@ -163,3 +166,18 @@ def test_the_state_of_another_schedule_is_refused():
 def test_a_damaged_state_is_refused(damage):
     with pytest.raises(CheckpointError, match="curriculum: the saved state is damaged"):
         Stages("3:4").restore({**Stages("3:4").state(), **damage})
+
+
+def test_the_last_stage_may_ask_for_more():
+    stages = Stages("3:40,0:40", promote_at=0.9, finish_at=0.95, window=1)
+    for step, success in enumerate([0.93, 0.93, 0.94]):
+        stages.record(step, success)
+    assert (stages.stage, stages.finished) == (1, False)
+    stages.record(3, 0.96)
+    assert stages.finished
+
+
+def test_fixed_stages_are_fixed_to_the_end():
+    stages = Stages("0:3", promote_at=None, finish_at=0.5, window=1)
+    stages.record(0, 1.0)
+    assert not stages.finished
