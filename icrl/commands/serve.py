@@ -10,6 +10,8 @@ from icrl.commands.shots import take_shots
 from icrl.config import load
 from icrl.imports import require
 from icrl.runtime.agent import Agent
+from icrl.runtime.model import find_model
+from icrl.runtime.settings import AgentSettings
 from icrl.serve.config import ServeConfig
 
 __all__ = ["main"]
@@ -25,12 +27,13 @@ def main(argv: Sequence[str]) -> None:
     demonstrations = take_shots(config.demos, config.shots)
 
     def open_agent() -> Agent:
+        settings = AgentSettings.load(find_model(config.model)) or AgentSettings()
         return Agent(
             config.model,
             tools=config.tools,
             index=config.index,
             demonstrations=demonstrations,
-            limits=config.limits,
+            limits=config.limits.over(settings.limits),
         )
 
     lines = LineWriter()

@@ -33,6 +33,11 @@ class Keys:
     def __init__(self, keys: Sequence[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
+    @property
+    def asked_for(self) -> bool:
+        """Whether callers need a key."""
+        return bool(self._digests)
+
     def accepts(self, key: str | None) -> bool:
         """Say whether a key is one of them."""
         if not self._digests:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from icrl.errors import IcrlError
-from icrl.serve.keys import CONFIG, SERVICE
+from icrl.serve.keys import KEYS, SERVICE
 from icrl.serve.problem import Problem
 
 __all__ = ["add_routes"]
@@ -22,7 +22,7 @@ async def _reload(request: web.Request) -> web.Response:
     Raises:
         Problem: 403 from elsewhere, 409 where the new model cannot be opened and the old one stays.
     """
-    if not request.app[CONFIG].api_keys() and request.remote not in ("127.0.0.1", "::1"):
+    if not request.app[KEYS].asked_for and request.remote not in ("127.0.0.1", "::1"):
         raise Problem(403, "reloading from another machine needs an API key", type="permission_error", code="forbidden")
     service = request.app[SERVICE]
     try:

@@ -14,7 +14,7 @@ from icrl.serve.access_log import access_log
 from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
 from icrl.serve.connection import Connection
-from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, REQUEST_ID, SERVICE
+from icrl.serve.keys import CALLER, CONFIG, KEYS, MODEL_NAME, REQUEST_ID, SERVICE
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
 from icrl.serve.telemetry import Telemetry
@@ -41,6 +41,7 @@ def build_app(
         lines: Where to write the access log; without it there is none.
         telemetry: Makes a span of every request; without it there are none.
     """
+    keys = Keys(config.api_keys())
     app = web.Application(
         client_max_size=config.admission.max_body_bytes,
         middlewares=[
@@ -49,12 +50,13 @@ def build_app(
             *([] if telemetry is None else [telemetry.middleware()]),
             metrics.measured,
             _explained,
-            origins.same_site(config),
-            _authorised(Keys(config.api_keys())),
+            origins.same_site(config, keyed=keys.asked_for),
+            _authorised(keys),
         ],
     )
     app[SERVICE] = service
     app[CONFIG] = config
+    app[KEYS] = keys
     app[MODEL_NAME] = model_name
     app.on_response_prepare.extend((_signed, origins.allow))
     app.router.add_get("/health", _health)

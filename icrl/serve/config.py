@@ -5,17 +5,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from icrl.errors import ConfigError
+from icrl.errors import ConfigError, DataError
 from icrl.tiny import DEMONSTRATIONS
 from icrl.types import Limits
 
-__all__ = ["AdmissionConfig", "ServeConfig", "is_loopback"]
+__all__ = ["AdmissionConfig", "LimitsConfig", "ServeConfig", "is_loopback"]
 
 KEY_VARIABLE = "ICRL_API_KEY"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
@@ -56,6 +56,38 @@ class AdmissionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """Limits of one answer, in place of the model's own.
+
+    Example:
+        >>> LimitsConfig(max_turns=3).over(Limits(max_tokens=96)).max_tokens
+        96
+    """
+
+    max_turns: int | None = None
+    """Engine calls."""
+    max_tokens: int | None = None
+    """Tokens of an answer, thoughts and tool results included."""
+    max_tool_calls: int | None = None
+    """Calls of tools."""
+    max_observation_tokens: int | None = None
+    """Tokens of one tool result."""
+    deadline_s: float | None = None
+    """Seconds."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.over(Limits())
+        except DataError as error:
+            raise ConfigError(f"limits.{error}") from None
+
+    def over(self, own: Limits) -> Limits:
+        """Return limits with those replaced that are set here."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return replace(own, **{name: value for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """Serve a model with its tools."""
 
@@ -75,7 +107,7 @@ class ServeConfig:
     """Tools to offer: `search`, `python`, `web`, `fetch`, `mcp:…`, `module:attribute`; the model's own by default."""
     index: str | None = None
     """Search index, where the model's own is not wanted: a directory or a retriever's address."""
-    limits: Limits | None = None
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     """Limits of one answer; by default the model's own. Requests may lower them, never raise them."""
     api_key_file: Path | None = None
     """File with one accepted key a line; the variable ICRL_API_KEY gives one, too."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from icrl.serve.access import Keys
 from icrl.serve.config import ServeConfig
 from icrl.serve.service import Service
 
-__all__ = ["CALLER", "CONFIG", "MODEL_NAME", "REQUEST_ID", "SERVICE", "TRAJECTORIES"]
+__all__ = ["CALLER", "CONFIG", "KEYS", "MODEL_NAME", "REQUEST_ID", "SERVICE", "TRAJECTORIES"]
 
 SERVICE = web.AppKey("service", Service)
 """The agent."""
 CONFIG = web.AppKey("config", ServeConfig)
 """What was set."""
+KEYS = web.AppKey("keys", Keys)
+"""Who may call."""
 MODEL_NAME = web.AppKey("model_name", str)
 """What clients call the model."""
 CALLER = web.RequestKey("caller", str)

@@ -19,7 +19,7 @@ _BODIES = (ChatRequest, ResponsesRequest, TrajectoryRequest)
 _PROBLEMS = {
     400: "A field is wrong; `param` names it.",
     401: "The API key is missing or wrong.",
-    403: "Not from here.",
+    403: "Not from here: another page's request, or another name of this server.",
     404: "There is no such model or response.",
     408: "The body did not arrive in time.",
     409: "The new model cannot be opened; the old one stays.",
@@ -30,7 +30,8 @@ _PROBLEMS = {
     502: "The engine failed.",
     503: "The server is starting or going away.",
 }
-_POSTED = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503)
+_ANYWHERE = (400, 401, 403, 500, 503)
+_POSTED = (404, 408, 413, 415, 429, 502)
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -56,6 +57,7 @@ def _object(name: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _TEXT: dict[str, Any] = {"type": "string"}
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": _TEXT, "event": _TEXT}}
 _LIST: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
 _COMPLETION = _object(
     "chat.completion", id=_TEXT, created={"type": "integer"}, model=_TEXT, choices=_LIST, usage={"type": "object"}
@@ -118,20 +120,18 @@ def _paths() -> dict[str, Any]:
             "delete": _operation("deleteResponse", _object("response", id=_TEXT), parameters=named),
         },
         f"{response}/cancel": {
-            "post": _operation(
-                "cancelResponse", _object("response", id=_TEXT), parameters=named, problems=(400, 401, 404)
-            ),
+            "post": _operation("cancelResponse", _object("response", id=_TEXT), parameters=named),
         },
         f"{response}/input_items": {"get": _operation("listInputItems", _LISTED, parameters=named)},
         f"{response}/tokens": {"get": _operation("getTokens", _TOKENS, parameters=named)},
         "/v1/trajectories": {"post": _operation("createTrajectories", _LISTED, body="TrajectoryRequest")},
-        "/v1/models": {"get": _operation("listModels", _LISTED, problems=(401,))},
+        "/v1/models": {"get": _operation("listModels", _LISTED, problems=())},
         "/v1/models/{model}": {
             "get": _operation(
                 "getModel", _MODEL, parameters=[{"name": "model", "in": "path", "required": True, "schema": _TEXT}]
             )
         },
-        "/admin/reload": {"post": _operation("reload", _STATUS, problems=(401, 403, 409, 503))},
+        "/admin/reload": {"post": _operation("reload", _STATUS, problems=(409,))},
         "/health": {"get": _probe("health")},
         "/ready": {"get": _probe("ready")},
         "/metrics": {"get": _plain("metrics", "text/plain", "Metrics in Prometheus' format.")},
@@ -151,8 +151,8 @@ def _operation(
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": answer}}
     if streams:
-        content["text/event-stream"] = {"schema": _TEXT}
-    known = problems or (_POSTED if body else (401, 404))
+        content["text/event-stream"] = {"schema": _EVENT}
+    known = sorted({*_ANYWHERE, *(problems if problems is not None else _POSTED if body else (404,))})
     operation: dict[str, Any] = {
         "operationId": name,
         "responses": {"200": {"description": "Done.", "content": content}} | {str(n): _problem(n) for n in known},
@@ -177,6 +177,7 @@ def _probe(name: str) -> dict[str, Any]:
         "security": [],
         "responses": {
             "200": {"description": "Yes.", "content": content},
+            "403": _problem(403),
             "503": {"description": "No.", "content": content},
         },
     }
@@ -186,5 +187,6 @@ def _plain(name: str, kind: str, what: str) -> dict[str, Any]:
     schema = {"type": "object"} if kind == "application/json" else _TEXT
     return {
         "operationId": name,
-        "responses": {"200": {"description": what, "content": {kind: {"schema": schema}}}, "401": _problem(401)},
+        "responses": {"200": {"description": what, "content": {kind: {"schema": schema}}}}
+        | {str(n): _problem(n) for n in _ANYWHERE},
     }

@@ -25,14 +25,15 @@ _SAFE = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _MAX_AGE_S = 600
 
 
-def same_site(config: ServeConfig) -> Middleware:
+def same_site(config: ServeConfig, *, keyed: bool) -> Middleware:
     """Return a middleware that answers pages that are allowed to ask, and refuses what other pages send.
 
     Args:
         config: Names the origins; whether the server is for its own machine only.
+        keyed: Whether callers need a key.
     """
     named = frozenset(config.cors_origin)
-    local_only = is_loopback(config.host) and not config.insecure and not config.api_keys()
+    local_only = is_loopback(config.host) and not config.insecure and not keyed
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -215,7 +215,7 @@ def _welcome(server: Server, tell: Callable[[str], None]) -> None:
     tell(f"ready: {server.address} (a page for people), {server.address}/v1 (for OpenAI clients)")
     tell(
         f"try: curl {server.address}/v1/responses -H 'Content-Type: application/json' "
-        '-d \'{"input": "What is the code of Rikor?"}\''
+        '-d \'{"input": "What is the river of Lirux?"}\''
     )
 
 

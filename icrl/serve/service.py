@@ -218,7 +218,7 @@ class Service:
                 self._retire(old)
 
     async def _opened(self) -> Agent:
-        agent = self._open_agent()
+        agent = await asyncio.to_thread(self._open_agent)  # which may read files, or ask a hub for them
         await agent.__aenter__()
         try:
             await _warm_up(agent)

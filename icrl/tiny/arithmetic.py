@@ -25,7 +25,6 @@ SHAPES: Mapping[str, Callable[[int, int, int], int]] = {
     "{a} * {b}": lambda a, b, _: a * b,
     "{a} * {b} + {c}": lambda a, b, c: a * b + c,
     "{a} * {b} - {c}": lambda a, b, c: a * b - c,
-    "( {a} + {b} ) * {c}": lambda a, b, c: (a + b) * c,
     "{a} + {b} * {c}": lambda a, b, c: a + b * c,
 }
 """What expressions look like, and their value; `a`, `b` and `c` are numbers."""
@@ -42,7 +41,7 @@ class Problem:
     """An expression and what it comes to."""
 
     expression: str
-    """Numbers, operators and parentheses with spaces between them."""
+    """Numbers and operators with spaces between them."""
     value: int
     """Its value."""
     numbers: tuple[int, ...]
@@ -58,7 +57,7 @@ class Arithmetic:
         >>> len(world.train), len(world.held_out), len(world.demonstrations)
         (1200, 400, 8)
         >>> world.demonstrations[0].steps[0].arguments["code"]
-        '41 * 32'
+        '19 * 98 - 11'
     """
 
     seed: int = 0

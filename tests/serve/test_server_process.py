@@ -11,9 +11,10 @@ import sys
 
 import pytest
 from aiohttp import ClientConnectorError, ClientSession
-from processes import scripted, server_process
+from processes import alive, scripted, server_process
 from scripted_service import WORDS
-from served import events_of, eventually, joined
+from served import events_of, joined
+from watched import until
 
 from icrl.cli import main
 
@@ -64,9 +65,10 @@ async def test_the_embedded_model_is_loaded_asked_and_ended(client, cache_direct
             answer = await response.json()
         assert answer["status"] == "completed", answer
         assert {item["type"] for item in answer["output"]} >= {"mcp_call", "message"}
+        processes = server.children()
         server.signal(signal.SIGTERM)
         assert await server.ended() == 0
-    assert server.left() == []
+        await until(lambda: not alive(processes))
     logged = [json.loads(line) for line in server.lines if line.startswith("{")]
     assert [(line["path"], line["status"]) for line in logged[-2:]] == [("/ready", 200), ("/v1/responses", 200)]
     assert logged[-1]["trajectories"] == [answer["icrl"]["trajectory_id"]]
@@ -158,13 +160,14 @@ async def test_no_process_of_a_tool_outlives_the_server(way, client):
         else:
             await running(client, address, 1)
             await asyncio.sleep(0.3)  # so that the program runs
-        assert server.left(), "the interpreter is a process"
+        processes = server.children()
+        assert processes, "the interpreter is a process"
         if way == "client gone":
             asked.cancel()
             await running(client, address, 0)
         server.signal(signal.SIGTERM)
         assert await server.ended() == 0
-        await eventually(lambda: not server.left())
+        await until(lambda: not alive(processes))
         if way == "cut":
             assert (await asked)["icrl"]["stop_reason"] == "aborted"
 

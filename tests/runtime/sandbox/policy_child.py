@@ -37,15 +37,38 @@ class Child:
         self._process.stdout.close()
 
 
+def is_capability(thing) -> bool:
+    """Whether something is of the interpreter, the machine or the process, and not of the program."""
+    import builtins
+    from types import BuiltinFunctionType, CellType, CodeType, FrameType, ModuleType, TracebackType
+
+    from icrl.runtime.sandbox.policy.facade import Facade
+
+    reaching = (CodeType, FrameType, TracebackType, CellType, io.IOBase)
+    if isinstance(thing, (ModuleType, *reaching)):
+        return not isinstance(thing, Facade)
+    if isinstance(thing, BuiltinFunctionType):
+        owner = thing.__self__
+        return (isinstance(owner, ModuleType) and owner.__name__ in ("posix", "_io", "io", "builtins")) or owner is object
+    named = isinstance(thing, dict) and ("__builtins__" in thing or "open" in thing)
+    classes = isinstance(thing, list) and len(thing) > 0 and isinstance(thing[0], type)
+    foreign = type(thing).__module__.startswith(("importlib", "_frozen_importlib", "pathlib")) or thing is type(builtins)
+    return thing == "PWNED" or named or classes or foreign or isinstance(thing, type(A.__dict__["__dict__"]))
+
+
+class A:
+    """Has a descriptor of a class's namespace."""
+
+
 def answer(language, code: str) -> dict:
     sys.stdin, sys.stdout = open(0), io.StringIO()  # noqa: SIM115
-    sys.stderr, error, value = sys.stdout, None, None
+    sys.stderr, error, value, namespace = sys.stdout, None, None, language.namespace()
     try:
-        value = language.execute(code, language.namespace())
+        value = language.execute(code, namespace)
         value = None if value is None else repr(value)
     except BaseException as failure:
         error = f"{type(failure).__name__}: {failure}"
-    return {"out": sys.stdout.getvalue(), "value": value, "error": error}
+    return {"out": sys.stdout.getvalue(), "value": value, "error": error, "got": is_capability(namespace.get("got"))}
 
 
 def text_file(text: str) -> int:

@@ -28,11 +28,11 @@ def restricted() -> Language:
 
 
 def plain() -> Language:
-    """Return Python as it is.
+    r"""Return Python as it is.
 
     Example:
         >>> language = plain()
-        >>> language.execute("x = 2\\nx ** 10", language.namespace())
+        >>> language.execute("x = 2\nx ** 10", language.namespace())
         1024
     """
     from icrl.runtime.sandbox.policy.plain import Plain

@@ -11,19 +11,21 @@ from collections.abc import Callable, MutableMapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from icrl.runtime.sandbox.policy.facade import Facade
 from icrl.runtime.sandbox.policy.names import FRAME_ATTRIBUTES, HANDLED, READABLE, WRITABLE, is_dunder
 from icrl.runtime.sandbox.policy.refusal import RefusedAttribute
-from icrl.runtime.sandbox.policy.source import FILENAME
+from icrl.runtime.sandbox.policy.source import FILENAME, TEXT_FILENAME
 from icrl.runtime.sandbox.policy.values import vet
 
 __all__ = ["SPECIAL", "inplace", "is_own", "own_attributes", "read", "write", "write_private"]
 
-_INPLACE = {
+_INPLACE: dict[str, Callable[[Any, Any], Any]] = {
     "+=": operator.iadd, "-=": operator.isub, "*=": operator.imul, "/=": operator.itruediv, "%=": operator.imod,
     "**=": operator.ipow, "<<=": operator.ilshift, ">>=": operator.irshift, "|=": operator.ior, "^=": operator.ixor,
     "&=": operator.iand, "//=": operator.ifloordiv, "@=": operator.imatmul,
 }  # fmt: skip
-_BASIC = frozenset({int, float, complex, bool, list, tuple, dict, set, frozenset, bytes, bytearray})
+_CHECKED = frozenset({int, float, complex, bool, list, tuple, dict, set, frozenset, bytes, bytearray, Facade})
+"""Kinds whose attributes all come from the program, or were checked when they got there."""
 _UNWRITABLE = (ModuleType, BuiltinFunctionType, MethodType)
 
 SPECIAL: dict[str, Callable[[Any, str], Any]] = {}
@@ -38,7 +40,7 @@ def is_own(thing: Any) -> bool:
         (False, False, False)
     """
     if type(thing) is FunctionType:
-        return thing.__code__.co_filename == FILENAME
+        return thing.__code__.co_filename in (FILENAME, TEXT_FILENAME)
     kind = thing if isinstance(thing, type) else type(thing)
     return bool(type.__getattribute__(kind, "__dict__").get("__module__") == "__main__")
 
@@ -61,7 +63,7 @@ def read(thing: Any, name: str) -> Any:
         return SPECIAL[name](thing, name)
     if name[:1] == "_":
         return _read_underscored(thing, name)
-    if type(thing) in _BASIC:
+    if type(thing) in _CHECKED:
         return getattr(thing, name)
     return vet(getattr(thing, name), name)
 
@@ -131,11 +133,11 @@ class _Attributes(dict[str, Any]):
         super().__delitem__(name)
         del self._target[name]
 
-    update = MutableMapping.update  # type: ignore[assignment]
-    pop = MutableMapping.pop  # type: ignore[assignment]
+    update = MutableMapping.update
+    pop = MutableMapping.pop
     popitem = MutableMapping.popitem
     clear = MutableMapping.clear
-    setdefault = MutableMapping.setdefault  # type: ignore[assignment]
+    setdefault = MutableMapping.setdefault
 
 
 def own_attributes(thing: Any) -> dict[str, Any]:

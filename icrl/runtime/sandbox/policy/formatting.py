@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from _string import formatter_field_name_split, formatter_parser
-from collections.abc import Iterator, Mapping, Sequence
+from _string import formatter_field_name_split, formatter_parser  # type: ignore[import-not-found]
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from icrl.runtime.sandbox.policy.attributes import read
 
 __all__ = ["Formatter", "guarded_format"]
 
+_CONVERSIONS: dict[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
 _LOOKS_INSIDE = re.compile(r"\{[^{}:!]*[.\[]")  # a replacement field with an attribute or an index
 
 
@@ -48,7 +49,8 @@ class Formatter:
 
     def parse(self, template: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
         """Split a template into literal text, field, specification and conversion."""
-        return formatter_parser(template)
+        parts: Iterator[tuple[str, str | None, str | None, str | None]] = formatter_parser(template)
+        return parts
 
     def get_field(self, field: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, int | str]:
         """Return the object that a field names, and the key of the argument that was used."""
@@ -67,7 +69,7 @@ class Formatter:
         if conversion is None:
             return value
         try:
-            return {"r": repr, "s": str, "a": ascii}[conversion](value)
+            return _CONVERSIONS[conversion](value)
         except KeyError:
             raise ValueError(f"Unknown conversion specifier {conversion!r}") from None
 

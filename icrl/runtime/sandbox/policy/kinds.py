@@ -93,7 +93,7 @@ def build_class(body: Callable[..., Any], name: str, *bases: Any, **keywords: An
         Refused: A base is a metaclass or an exception group, or `__match_args__` names what patterns may not read.
     """
     _check_bases(bases)
-    return _checked(builtins.__build_class__(body, name, *bases, **keywords))  # type: ignore[attr-defined]
+    return _checked(builtins.__build_class__(body, name, *bases, **keywords))
 
 
 def _check_bases(bases: tuple[Any, ...]) -> None:
@@ -115,7 +115,7 @@ def _checked(made: Any) -> Any:
 def attribute_hook(function: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
     """Wrap a `__getattr__` so that it is never asked for special names: C code would believe the answer."""
 
-    def __getattr__(self: Any, name: str) -> Any:
+    def __getattr__(self: Any, name: str) -> Any:  # noqa: N807 - tracebacks name it
         if is_dunder(name):
             raise AttributeError(name)
         return function(self, name)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from icrl.runtime.sandbox.policy import symbolic
+from icrl.runtime.sandbox.policy.facade import Facade
 from icrl.runtime.sandbox.policy.refusal import RefusedAttribute, RefusedImport
 from icrl.runtime.sandbox.policy.rules import Rule, rule_for, why_not
 from icrl.runtime.sandbox.policy.values import vet
@@ -16,21 +17,6 @@ from icrl.runtime.sandbox.policy.values import vet
 __all__ = ["facade", "guarded_import"]
 
 _FACADES: dict[str, Facade] = {}
-
-
-class Facade(ModuleType):
-    """A module of which only allowed names exist, each looked up when it is first asked for.
-
-    Pattern matching, star imports and C code read attributes without a guard; here there is nothing to find.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        value = _resolve(self.__name__, name)
-        self.__dict__[name] = value
-        return value
-
-    def __repr__(self) -> str:
-        return f"<module {self.__name__!r}>"
 
 
 def facade(name: str) -> Facade:
@@ -51,7 +37,7 @@ def facade(name: str) -> Facade:
         if rule_for(name) is None:
             raise RefusedImport(why_not(name))
         _load(name)
-        _FACADES[name] = Facade(name)
+        _FACADES[name] = Facade(name, _resolve)
     return _FACADES[name]
 
 

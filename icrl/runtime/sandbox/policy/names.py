@@ -11,16 +11,33 @@ __all__ = [
     "WRITABLE",
     "is_dunder",
     "mangled",
+    "words",
 ]
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text: how lists of names are written in this package.
+
+    Example:
+        >>> words("open exec")
+        ['open', 'exec']
+    """
+    return text.split()
+
 
 GUARDS = frozenset({"_attribute_hook_", "_getattr_", "_inplaceattr_", "_metaclass_", "_write_", "_writeprivate_"})
 """Names that the transformed program calls; a program that could bind one would replace a guard."""
 
-_ARITHMETIC = ["add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and", "xor", "or"]
+_ARITHMETIC = words("add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or")
 
 DEFINABLE = frozenset(
     f"__{name}__"
-    for name in ["init", "new", "post_init", "repr", "str", "format", "bytes", "hash", "bool", "len", "length_hint", "getitem", "setitem", "delitem", "missing", "contains", "iter", "next", "reversed", "call", "enter", "exit", "eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor", "ceil", "getattr", "setattr", "delattr", "set_name", "get", "set", "delete", "init_subclass", "class_getitem", "copy", "deepcopy", "dir", "slots", "match_args"]
+    for name in words(
+        "init new post_init repr str format bytes hash bool len length_hint getitem setitem delitem missing "
+        "contains iter next reversed call enter exit eq ne lt le gt ge neg pos abs invert int float complex index "
+        "round trunc floor ceil getattr setattr delattr set_name get set delete init_subclass class_getitem copy "
+        "deepcopy dir slots match_args"
+    )
     + _ARITHMETIC
     + ["r" + name for name in _ARITHMETIC]
     + ["i" + name for name in _ARITHMETIC]
@@ -42,7 +59,10 @@ WRITABLE = frozenset({"__doc__", "__name__", "__qualname__"})
 """Special attributes that may be set, on the program's own functions and classes."""
 
 FRAME_ATTRIBUTES = frozenset(
-    ["tb_frame", "tb_next", "f_back", "f_builtins", "f_code", "f_generator", "f_globals", "f_locals", "f_trace", "co_code", "gi_frame", "gi_code", "gi_yieldfrom", "cr_await", "cr_frame", "cr_code", "cr_origin", "ag_await", "ag_frame", "ag_code"]
+    words(
+        "tb_frame tb_next f_back f_builtins f_code f_generator f_globals f_locals f_trace co_code gi_frame "
+        "gi_code gi_yieldfrom cr_await cr_frame cr_code cr_origin ag_await ag_frame ag_code"
+    )
 )
 """Attributes that lead from a generator, coroutine or traceback to a frame, and from there to everything."""
 

@@ -13,13 +13,13 @@ __all__ = ["Plain"]
 
 
 class Plain:
-    """Runs programs with `exec` and returns the value of the last bare expression, nothing else.
+    r"""Runs programs with `exec` and returns the value of the last bare expression, nothing else.
 
     It refuses nothing. What a program can do is decided by the process that it runs in.
 
     Example:
         >>> language = Plain()
-        >>> language.execute("import math\\nmath.isqrt(10)", language.namespace())
+        >>> language.execute("import math\nmath.isqrt(10)", language.namespace())
         3
     """
 

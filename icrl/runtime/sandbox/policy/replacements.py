@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from types import FunctionType
@@ -83,6 +84,5 @@ def set_recursion_limit(limit: int) -> None:
 
 def lambdify(args: Any, expr: Any, modules: Any = None, *, dummify: bool = False, cse: Any = False) -> Any:
     """Do what `sympy.lambdify` does, with its own printers only."""
-    from sympy.utilities.lambdify import lambdify as original
-
-    return original(args, expr, modules, dummify=dummify, cse=cse)
+    writer: Any = importlib.import_module("sympy.utilities.lambdify")
+    return writer.lambdify(args, expr, modules, dummify=dummify, cse=cse)

@@ -14,7 +14,7 @@ from icrl.runtime.sandbox.language import Refused
 from icrl.runtime.sandbox.policy import special
 from icrl.runtime.sandbox.policy.modules import facade
 from icrl.runtime.sandbox.policy.scope import caller, fresh_builtins, hidden
-from icrl.runtime.sandbox.policy.source import FILENAME, keep_last_value, parse, run
+from icrl.runtime.sandbox.policy.source import TEXT_FILENAME, keep_last_value, parse, run
 
 __all__ = ["Restricted"]
 
@@ -35,7 +35,7 @@ _SHOWN = 3
 
 
 class Restricted:
-    """Runs ordinary model-written Python and refuses what reaches for files, processes or the interpreter.
+    r"""Runs ordinary model-written Python and refuses what reaches for files, processes or the interpreter.
 
     It exists to tell a model early and readably what it cannot have, and to stop accidents. It is the second fence,
     never the boundary: whoever controls an array's memory layout can step over it, and a seventh hole in a policy of
@@ -46,11 +46,11 @@ class Restricted:
 
     Example:
         >>> language = Restricted()
-        >>> language.execute("import math\\n[math.isqrt(n) for n in (10, 17)]", language.namespace())
+        >>> language.execute("import math\n[math.isqrt(n) for n in (10, 17)]", language.namespace())
         [3, 4]
-        >>> language.execute("import os", language.namespace())
+        >>> language.execute("().__subclasses__", language.namespace())
         Traceback (most recent call last):
-        icrl.runtime.sandbox.policy.refusal.RefusedImport: the module os is not available here: there are no files here; keep data in the program
+        icrl.runtime.sandbox.language.Refused: line 1: the attribute .__subclasses__ is not available here
     """
 
     def __init__(self) -> None:
@@ -95,9 +95,9 @@ class Restricted:
             if type(source) is not str:
                 raise Refused(f"{mode} takes text here")
             frame = caller()
-            tree = ast.parse(source.strip() if mode == "eval" else source, FILENAME, mode)
+            tree: Any = ast.parse(source.strip() if mode == "eval" else source, TEXT_FILENAME, mode)
             self._transform(tree)
-            compiled = compile(tree, "<string>", mode, dont_inherit=True)
+            compiled = compile(tree, TEXT_FILENAME, mode, dont_inherit=True)
             outer = frame.f_globals if variables is None else _checked(variables, scope)
             local = frame.f_locals if variables is None and inner is None else inner
             return getattr(builtins, mode)(compiled, outer, local)
@@ -106,10 +106,11 @@ class Restricted:
         return evaluate
 
 
-def _checked(variables: Any, scope: dict[str, Any]) -> dict[str, Any]:
-    if type(variables) is types.MappingProxyType:  # what globals() gave
-        variables = dict(variables)
-    if type(variables) is not dict or any(type(name) is not str or hidden(name) for name in variables if name != "__builtins__"):
+def _checked(given: Any, scope: dict[str, Any]) -> dict[str, Any]:
+    proxied = type(given) is types.MappingProxyType  # what globals() gave
+    variables: dict[str, Any] = dict(given) if proxied else given
+    names = set(variables) - {"__builtins__"} if type(variables) is dict else {None}
+    if any(type(name) is not str or hidden(name) for name in names):
         raise Refused("the variables for eval and exec are a plain dict of ordinary names")
     variables["__builtins__"] = scope
     return variables

@@ -13,6 +13,7 @@ from icrl.errors import nearest
 from icrl.runtime.sandbox.policy import replacements as safe
 from icrl.runtime.sandbox.policy.formatting import Formatter
 from icrl.runtime.sandbox.policy.kinds import ABCMeta, EnumMeta
+from icrl.runtime.sandbox.policy.names import words
 from icrl.runtime.sandbox.policy.streams import Console, Reader
 
 __all__ = ["Rule", "rule_for", "why_not"]
@@ -31,19 +32,33 @@ class Rule:
 
 
 def _only(names: str, **replaced: Any) -> Rule:
-    return Rule(only=frozenset(names.split()), replaced=replaced)
+    return Rule(only=frozenset(words(names)), replaced=replaced)
 
 
 def _without(names: str, **replaced: Any) -> Rule:
-    return Rule(denied=frozenset(names.split()), replaced=replaced)
+    return Rule(denied=frozenset(words(names)), replaced=replaced)
 
 
-_WHOLE = ["__future__", "array", "base64", "binascii", "bisect", "calendar", "cmath", "collections", "collections.abc", "colorsys", "csv", "datetime", "decimal", "difflib", "fractions", "graphlib", "hashlib", "heapq", "html", "itertools", "keyword", "math", "numbers", "pprint", "random", "re", "secrets", "statistics", "struct", "textwrap", "time", "unicodedata", "zlib", "numpy.char", "numpy.exceptions", "numpy.fft", "numpy.linalg", "numpy.ma", "numpy.polynomial", "numpy.polynomial.chebyshev", "numpy.polynomial.polynomial", "numpy.strings", "numpy.typing", "scipy.cluster", "scipy.cluster.hierarchy", "scipy.cluster.vq", "scipy.constants", "scipy.fft", "scipy.integrate", "scipy.interpolate", "scipy.linalg", "scipy.ndimage", "scipy.optimize", "scipy.signal", "scipy.sparse.csgraph", "scipy.sparse.linalg", "scipy.spatial", "scipy.spatial.distance", "scipy.special", "scipy.stats", "mpmath"]
+_WHOLE = words(
+    "__future__ array base64 binascii bisect calendar cmath collections collections.abc colorsys csv datetime "
+    "decimal difflib fractions graphlib hashlib heapq html itertools keyword math numbers pprint random re "
+    "secrets statistics struct textwrap time unicodedata zlib numpy.char numpy.exceptions numpy.fft "
+    "numpy.linalg numpy.ma numpy.polynomial numpy.polynomial.chebyshev numpy.polynomial.polynomial "
+    "numpy.strings numpy.typing scipy.cluster scipy.cluster.hierarchy scipy.cluster.vq scipy.constants "
+    "scipy.fft scipy.integrate scipy.interpolate scipy.linalg scipy.ndimage scipy.optimize scipy.signal "
+    "scipy.sparse.csgraph scipy.sparse.linalg scipy.spatial scipy.spatial.distance scipy.special scipy.stats "
+    "mpmath"
+)
 
 _NUMPY_FILES = "DataSource fromfile fromregex genfromtxt load loadtxt memmap save savetxt savez savez_compressed"
 _NUMPY_OTHER = "ctypeslib f2py from_dlpack get_include info lib show_config show_runtime test testing"
 _SYMPY = "doctest init_printing init_session plot_backends preview source test textplot vectorize"
-_SYMPY_PACKAGES = ["abc", "algebras", "assumptions", "calculus", "codegen.rewriting", "combinatorics", "concrete", "core", "crypto", "diffgeom", "discrete", "functions", "geometry", "holonomic", "integrals", "logic", "matrices", "ntheory", "physics.units", "physics.mechanics", "physics.vector", "polys", "series", "sets", "simplify", "solvers", "stats", "strategies", "tensor", "vector", "utilities.iterables", "utilities.lambdify", "parsing.sympy_parser", "printing.latex", "printing.pretty", "printing.str", "printing.repr"]
+_SYMPY_PACKAGES = words(
+    "abc algebras assumptions calculus codegen.rewriting combinatorics concrete core crypto diffgeom discrete "
+    "functions geometry holonomic integrals logic matrices ntheory physics.units physics.mechanics "
+    "physics.vector polys series sets simplify solvers stats strategies tensor vector utilities.iterables "
+    "utilities.lambdify parsing.sympy_parser printing.latex printing.pretty printing.str printing.repr"
+)
 
 _RULES: dict[str, Rule] = {name: Rule() for name in _WHOLE} | {
     "abc": _without("", ABCMeta=ABCMeta),
@@ -125,7 +140,7 @@ def why_not(module: str) -> str:
         'the module pickle is not available here: use json, or copy.deepcopy'
     """
     root = module.partition(".")[0]
-    reasons = [reason for reason, roots in _WHY_NOT.items() if root in roots.split()]
+    reasons = [reason for reason, roots in _WHY_NOT.items() if root in words(roots)]
     if reasons:
         return f"the module {module} is not available here: {reasons[0]}"
     available = sorted(name for name in _RULES if "." not in name and not name.startswith("_"))

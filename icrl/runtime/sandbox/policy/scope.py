@@ -12,12 +12,17 @@ from icrl.runtime.sandbox.language import Refused
 from icrl.runtime.sandbox.policy import attributes
 from icrl.runtime.sandbox.policy.kinds import Kind, attribute_hook, build_class, metaclass
 from icrl.runtime.sandbox.policy.modules import guarded_import
-from icrl.runtime.sandbox.policy.names import GUARDS, is_dunder
+from icrl.runtime.sandbox.policy.names import GUARDS, is_dunder, words
 from icrl.runtime.sandbox.policy.streams import Reader
 
 __all__ = ["caller", "fresh_builtins", "hidden", "visible"]
 
-_PLAIN = ["Ellipsis", "False", "None", "NotImplemented", "True", "abs", "all", "any", "ascii", "bin", "bool", "bytearray", "bytes", "callable", "chr", "classmethod", "complex", "dict", "divmod", "enumerate", "filter", "float", "format", "frozenset", "hash", "hex", "id", "input", "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "memoryview", "min", "next", "object", "oct", "ord", "pow", "print", "property", "range", "repr", "reversed", "round", "set", "slice", "sorted", "staticmethod", "str", "sum", "super", "tuple", "zip"]
+_PLAIN = words(
+    "Ellipsis False None NotImplemented True abs all any ascii bin bool bytearray bytes callable chr "
+    "classmethod complex dict divmod enumerate filter float format frozenset hash hex id input int isinstance "
+    "issubclass iter len list map max memoryview min next object oct ord pow print property range repr "
+    "reversed round set slice sorted staticmethod str sum super tuple zip"
+)
 _EXCEPTIONS = {name: thing for name, thing in vars(builtins).items() if isinstance(thing, type)}
 _ABSENT = object()
 

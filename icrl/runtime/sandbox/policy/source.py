@@ -1,4 +1,4 @@
-"""Parsing a snippet, keeping the value of its last bare expression, and running it so that tracebacks show its lines."""
+"""Parsing a snippet, keeping the value of its last bare expression, and running it with its lines in tracebacks."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import linecache
 import warnings
 from typing import Any
 
-__all__ = ["FILENAME", "keep_last_value", "parse", "run"]
+__all__ = ["FILENAME", "TEXT_FILENAME", "keep_last_value", "parse", "run"]
 
 FILENAME = "<snippet>"
+TEXT_FILENAME = "<snippet text>"  # what a program evaluates itself
 _VALUE = "<value>"  # not an identifier: no program can read or write it
 
 
 def parse(code: str) -> ast.Module:
-    """Parse a program and remember its lines for tracebacks.
+    r"""Parse a program and remember its lines for tracebacks.
 
     Raises:
         SyntaxError: It is not Python; file name and line are the snippet's.
 
     Example:
-        >>> len(parse("x = 1\\nx").body)
+        >>> len(parse("x = 1\nx").body)
         2
     """
     linecache.cache[FILENAME] = (len(code), None, [line + "\n" for line in code.splitlines()], FILENAME)
@@ -38,10 +39,10 @@ def keep_last_value(tree: ast.Module) -> None:
 
 
 def run(tree: ast.Module, namespace: dict[str, Any]) -> Any:
-    """Compile and run a program; return the value of its last bare expression, else `None`.
+    r"""Compile and run a program; return the value of its last bare expression, else `None`.
 
     Example:
-        >>> tree = parse("x = 20\\nx + 1")
+        >>> tree = parse("x = 20\nx + 1")
         >>> keep_last_value(tree)
         >>> run(tree, {})
         21

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 __all__ = ["Console", "Reader"]
 
@@ -76,7 +76,7 @@ class Reader:
     def __iter__(self) -> Iterator[Any]:
         return (self._cast(line) for line in sys.stdin)
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

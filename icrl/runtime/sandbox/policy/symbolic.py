@@ -12,12 +12,17 @@ import importlib
 from typing import Any
 
 from icrl.runtime.sandbox.language import Refused
-from icrl.runtime.sandbox.policy.names import is_dunder
+from icrl.runtime.sandbox.policy.names import is_dunder, words
 
 __all__ = ["check_expression", "check_function", "install"]
 
 _FORBIDDEN = frozenset(
-    ["breakpoint", "classmethod", "compile", "delattr", "dir", "eval", "exec", "exit", "getattr", "globals", "hasattr", "help", "input", "locals", "memoryview", "object", "open", "print", "property", "quit", "setattr", "staticmethod", "super", "type", "vars", "DataSource", "fromfile", "fromregex", "genfromtxt", "load", "loadtxt", "memmap", "save", "savetxt", "savez", "savez_compressed", "ctypeslib", "f2py", "lambdify", "preview", "source", "test", "doctest", "parse_expr", "autowrap", "ufuncify", "codegen", "sys", "os"]
+    words(
+        "breakpoint classmethod compile delattr dir eval exec exit getattr globals hasattr help input locals "
+        "memoryview object open print property quit setattr staticmethod super type vars DataSource fromfile "
+        "fromregex genfromtxt load loadtxt memmap save savetxt savez savez_compressed ctypeslib f2py lambdify "
+        "preview source test doctest parse_expr autowrap ufuncify codegen sys os"
+    )
 )
 _EXPRESSION = (
     ast.Expression, ast.Call, ast.Name, ast.Constant, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp,
@@ -59,7 +64,7 @@ def _check(tree: ast.AST, allowed: tuple[type[ast.AST], ...]) -> None:
     for node in ast.walk(tree):
         if not isinstance(node, allowed):
             raise Refused(f"sympy may not evaluate an {type(node).__name__} in a string; write it as Python")
-        name = getattr(node, "id", None) or getattr(node, "attr", "")
+        name = str(getattr(node, "id", "") or getattr(node, "attr", ""))
         private = isinstance(node, ast.Attribute) and name.startswith("_")
         if private or is_dunder(name) or name in _FORBIDDEN:
             raise Refused(f"sympy may not evaluate {name!r} in a string or a symbol's name; write it as Python")
@@ -68,8 +73,8 @@ def _check(tree: ast.AST, allowed: tuple[type[ast.AST], ...]) -> None:
 @functools.cache
 def install() -> None:
     """Put the checks into sympy, once per process."""
-    sympy_parser = importlib.import_module("sympy.parsing.sympy_parser")
-    writer = importlib.import_module("sympy.utilities.lambdify")  # its package has a function of that name
+    sympy_parser: Any = importlib.import_module("sympy.parsing.sympy_parser")
+    writer: Any = importlib.import_module("sympy.utilities.lambdify")  # its package has a function of that name
 
     evaluate, hold, write = sympy_parser.eval_expr, sympy_parser.evaluateFalse, writer._EvaluatorPrinter.doprint
 

@@ -5,6 +5,7 @@ guards iteration and subscripts, which cost time and fence nothing that this pol
 its principle that unknown syntax is refused, and guards attributes and imports only.
 """
 
+# ruff: noqa: N802, N815 - ast.NodeVisitor gives the methods their names
 from __future__ import annotations
 
 import ast
@@ -30,7 +31,7 @@ _READABLE_ATTRIBUTES = READABLE | HANDLED
 _UNMATCHABLE = FRAME_ATTRIBUTES | {"format", "format_map", "obj"}  # a pattern reads attributes without a guard
 
 
-class Transformer(RestrictingNodeTransformer):
+class Transformer(RestrictingNodeTransformer):  # type: ignore[misc]  # it is not analysed
     """Checks a program and inserts guards: `a.b` becomes `_getattr_(a, "b")`, `a.b = c` becomes `_write_(a).b = c`.
 
     `errors` holds the refusals afterwards. One object is used for one program.

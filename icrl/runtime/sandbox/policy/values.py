@@ -11,17 +11,23 @@ import string
 import types
 from typing import Any
 
+from icrl.runtime.sandbox.policy.names import words
 from icrl.runtime.sandbox.policy.refusal import RefusedAttribute
 
 __all__ = ["SYSTEM_MODULES", "vet"]
 
 SYSTEM_MODULES = frozenset(
-    ["_ctypes", "_imp", "_io", "_pickle", "_posixsubprocess", "_signal", "_socket", "_thread", "asyncio", "builtins", "code", "codeop", "ctypes", "gc", "importlib", "inspect", "io", "linecache", "marshal", "mmap", "multiprocessing", "os", "pathlib", "pickle", "pkgutil", "posix", "posixpath", "resource", "runpy", "shelve", "shutil", "signal", "site", "socket", "ssl", "subprocess", "sys", "tempfile", "threading", "tokenize", "traceback", "types", "urllib", "zipfile"]
+    words(
+        "_ctypes _imp _io _pickle _posixsubprocess _signal _socket _thread asyncio builtins code codeop ctypes gc "
+        "importlib inspect io linecache marshal mmap multiprocessing os pathlib pickle pkgutil posix posixpath "
+        "resource runpy shelve shutil signal site socket ssl subprocess sys tempfile threading tokenize traceback "
+        "types urllib zipfile"
+    )
 )
 """Roots of modules whose functions reach the process, the machine or other code."""
 
 _TAKEN = "__import__ breakpoint compile delattr dir eval exec getattr globals hasattr input locals open setattr vars"
-_FORBIDDEN = frozenset(id(getattr(builtins, name)) for name in _TAKEN.split()) | {
+_FORBIDDEN = frozenset(id(getattr(builtins, name)) for name in words(_TAKEN)) | {
     id(io.open_code),
     id(string.Formatter),
     id(type),
