@@ -32,7 +32,7 @@ class ToolsBench:
 
 def main(argv: Sequence[str]) -> None:
     options = load(ToolsBench, argv, prog="benchmarks/run.py tools", description=str(ToolsBench.__doc__))
-    console = Console()
+    console = Console(width=120)
     found: dict[str, Any] = {}
     for part in options.parts:
         found[part] = PARTS[part](options, console)

@@ -298,10 +298,14 @@ class TextStream:
         for unfinished in range(min(3, len(self._held)) + 1):
             complete = len(self._held) - unfinished
             text = self._tokenizer.decode(self._held[:complete])
-            if not text.endswith(_REPLACEMENT):
+            if not text.endswith(_REPLACEMENT) or (unfinished and self._ends_at(complete, text)):
                 del self._held[:complete]
                 return text
         return self.close()
+
+    def _ends_at(self, complete: int, text: str) -> bool:
+        """Say whether a character ends there although its text looks unfinished: a real U+FFFD, or a broken byte."""
+        return text + self._tokenizer.decode(self._held[complete:]) == self._tokenizer.decode(self._held)
 
     def close(self) -> str:
         """Return what is left, complete or not."""

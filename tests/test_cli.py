@@ -40,7 +40,7 @@ def test_a_misspelt_command_is_one_line_and_a_hint(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     error, hint = printed.err.splitlines()
-    assert error == "error: 'trian' is not a command (run, train, eval, serve, serve-retriever, index). Did you mean 'train'?"
+    assert error == f"error: 'trian' is not a command ({', '.join(COMMANDS)}). Did you mean 'train'?"
     assert hint.startswith("hint: ")
 
 

@@ -28,7 +28,10 @@ from icrl.train.tasks import load_tasks
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-SETTINGS = {"RunCommand", "EvalCommand", "IndexCommand", "TrainConfig", "PretrainConfig", "ServeConfig", "ServeRetrieverCommand"}
+SETTINGS = {
+    *("RunCommand", "EvalCommand", "IndexCommand", "TrainConfig", "PretrainConfig"),
+    *("ServeConfig", "ServeRetrieverCommand"),
+}
 
 FENCE = re.compile(
     r"^(?:<!-- (?P<note>.*?) -->\n)?```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",

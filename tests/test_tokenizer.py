@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from icrl.errors import DataError
@@ -260,6 +260,8 @@ def test_decoding_without_the_byte_table(chat_tokenizer):
 
 
 @given(text=hostile, sizes=st.lists(st.integers(1, 4), min_size=1, max_size=20))
+@example(text="\ufffd\x80", sizes=[1] * 9)
+@example(text="\ufffd\ufffd\U0001f600\ufffd", sizes=[1] * 20)
 def test_streamed_text_is_the_text(text, sizes):
     ids, stream, position, pieces = TINY.encode(text), TextStream(TINY), 0, []
     for size in sizes:

@@ -57,7 +57,10 @@ def test_answers_may_be_absent_where_nothing_is_scored(tasks):
         (b'{"question": "a", "answer": }', "not valid JSON: JSON is malformed: invalid character (byte 28)"),
         (b'{"question": "\xff"}', "not valid JSON: "),
         ([1], "needs a JSON object, not list"),
-        ({"question": "a"}, "answers: is missing; a question without reference answers or metadata.tests cannot be scored"),
+        (
+            {"question": "a"},
+            "answers: is missing; a question without reference answers or metadata.tests cannot be scored",
+        ),
         ({"question": "a", "answers": []}, "answers: is missing"),
         ({"question": "a", "answers": None}, "answers: is missing"),
         ({"answers": ["x"]}, "question: is missing"),

@@ -15,7 +15,7 @@ __all__ = ["CacheFile"]
 APPLICATION_ID = 0x6963726C
 """Marks the file as ours."""
 VERSION = 1
-BUSY_S = 2.0
+BUSY_S = 10.0
 """How long to wait for another process that writes."""
 DROPPED_PART = 0.1
 """How much of a full file is dropped at once, oldest first."""

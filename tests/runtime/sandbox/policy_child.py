@@ -16,18 +16,21 @@ LIBRARIES = ("numpy", "scipy", "scipy.optimize", "scipy.stats", "scipy.integrate
 
 
 class Child:
-    """A process that has everything imported; `run` forks it for one program."""
+    """A process that has everything imported; `run` forks it for one program in one language."""
+
+    def __init__(self, language: str):
+        self._language = language
 
     def __enter__(self):
         environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__],
+            [sys.executable, "-W", "ignore", __file__, self._language],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd="/",
         )  # fmt: skip
         return self
 
-    def run(self, code: str, *, language: str = "restricted", stdin: str = "") -> dict:
-        self._process.stdin.write(json.dumps([language, code, stdin]) + "\n")
+    def run(self, code: str, *, stdin: str = "") -> dict:
+        self._process.stdin.write(json.dumps([code, stdin]) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
@@ -49,10 +52,14 @@ def is_capability(thing) -> bool:
         return not isinstance(thing, Facade)
     if isinstance(thing, BuiltinFunctionType):
         owner = thing.__self__
-        return (isinstance(owner, ModuleType) and owner.__name__ in ("posix", "_io", "io", "builtins")) or owner is object
+        return (
+            isinstance(owner, ModuleType) and owner.__name__ in ("posix", "_io", "io", "builtins")
+        ) or owner is object
     named = isinstance(thing, dict) and ("__builtins__" in thing or "open" in thing)
     classes = isinstance(thing, list) and len(thing) > 0 and isinstance(thing[0], type)
-    foreign = type(thing).__module__.startswith(("importlib", "_frozen_importlib", "pathlib")) or thing is type(builtins)
+    foreign = type(thing).__module__.startswith(("importlib", "_frozen_importlib", "pathlib")) or thing is type(
+        builtins
+    )
     return thing == "PWNED" or named or classes or foreign or isinstance(thing, type(A.__dict__["__dict__"]))
 
 
@@ -81,15 +88,14 @@ def text_file(text: str) -> int:
 def serve() -> None:
     from icrl.runtime.sandbox.policy import plain, restricted
 
-    languages = {"plain": plain(), "restricted": restricted()}
-    for language in languages.values():
-        language.prepare(LIBRARIES)
+    language = {"plain": plain, "restricted": restricted}[sys.argv[1]]()
+    language.prepare(LIBRARIES)
     for line in sys.stdin:
-        name, code, stdin = json.loads(line)
+        code, stdin = json.loads(line)
         read, write = os.pipe()
         if os.fork() == 0:
             os.dup2(text_file(stdin), 0)  # not the pipe of the requests: a program may read descriptor 0
-            os.write(write, json.dumps(answer(languages[name], code)).encode()[:60_000] + b"\n")
+            os.write(write, json.dumps(answer(language, code)).encode()[:60_000] + b"\n")
             os._exit(0)
         os.close(write)
         with os.fdopen(read) as pipe:

@@ -59,7 +59,8 @@ async def test_what_reaches_out_is_refused(box, code, said):
         ("x: int = 1\nx += 2\nprint(x)", "3\n"),
         ("d = {'a': [1]}\nd['a'][0] += 4\nprint(d)", "{'a': [5]}\n"),
         ("class A:\n    n = 0\na = A()\na.n += 1\nprint(a.n)", "1\n"),
-        ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n    y: int = 2\nprint(P(1))", "P(x=1, y=2)\n"),
+        ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n    y: int = 2\n"
+         "print(P(1))", "P(x=1, y=2)\n"),
         ("class A:\n    def __init__(self): self.v = 1\nclass B(A):\n    def __init__(self):\n"
          "        super().__init__()\nprint(B().v)", "1\n"),
         ("def f():\n    n = 0\n    def g():\n        nonlocal n\n        n += 1\n        return n\n"

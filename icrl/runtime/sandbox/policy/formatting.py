@@ -31,10 +31,10 @@ class Formatter:
 
     def vformat(self, template: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Fill in a template from a sequence and a mapping."""
-        return self._fill(template, args, kwargs, _numbers(), 2)
+        return self._fill(template, args, kwargs, _Numbering(), 2)
 
     def _fill(
-        self, template: str, args: Sequence[Any], kwargs: Mapping[str, Any], numbers: Iterator[str], depth: int
+        self, template: str, args: Sequence[Any], kwargs: Mapping[str, Any], numbers: _Numbering, depth: int
     ) -> str:
         if depth < 0:
             raise ValueError("Max string recursion exceeded")
@@ -42,8 +42,8 @@ class Formatter:
         for literal, field, spec, conversion in self.parse(template):
             parts.append(literal)
             if field is not None:
-                name = next(numbers) + field if field[:1] in ("", ".", "[") else field
-                value = self.convert_field(self.get_field(name, args, kwargs)[0], conversion)
+                found, _ = self.get_field(numbers.named(field), args, kwargs)
+                value = self.convert_field(found, conversion)
                 parts.append(self.format_field(value, self._fill(spec or "", args, kwargs, numbers, depth - 1)))
         return "".join(parts)
 
@@ -90,8 +90,22 @@ def guarded_format(template: str, /, *args: Any, **kwargs: Any) -> str:
     return Formatter().vformat(template, args, kwargs)
 
 
-def _numbers() -> Iterator[str]:
-    number = 0
-    while True:
-        yield str(number)
-        number += 1
+class _Numbering:
+    """Counts fields without a name; a template may not mix them with numbered ones."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._mode: str | None = None
+
+    def named(self, field: str) -> str:
+        """Return a field with a number where it has none."""
+        automatic = field[:1] in ("", ".", "[")
+        if automatic or isinstance(formatter_field_name_split(field)[0], int):
+            mode = "automatic field numbering" if automatic else "manual field specification"
+            if self._mode not in (None, mode):
+                raise ValueError(f"cannot switch from {self._mode} to {mode}")
+            self._mode = mode
+        if automatic:
+            self._next += 1
+            return f"{self._next - 1}{field}"
+        return field

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import builtins
 import enum
+import io
 import string
 import types
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class _StandIn:
 
 ABCMeta = _StandIn(abc.ABCMeta)
 EnumMeta = _StandIn(enum.EnumMeta)
+_IN_MEMORY = (io.BytesIO, io.StringIO)
 _METACLASSES = (ABCMeta, EnumMeta)
 
 
@@ -59,6 +61,10 @@ def kind_of(thing: Any) -> Any:
         (<class 'int'>, True)
     """
     kind = type(thing)
+    if kind is types.GenericAlias or (
+        issubclass(kind, io.IOBase) and kind.__module__ == "_io" and kind not in _IN_MEMORY
+    ):
+        raise Refused(f"the class {kind.__name__} is not available here")
     return Kind if issubclass(kind, type) else kind
 
 

@@ -49,8 +49,10 @@ def _load(name: str) -> None:
         if error.name is not None and error.name.partition(".")[0] == root:
             raise ModuleNotFoundError(f"No module named {name!r}: it is not installed here", name=name) from None
         raise
+    if root in ("mpmath", "sympy"):
+        symbolic.guard_mpmath()
     if root == "sympy":
-        symbolic.install()
+        symbolic.guard_sympy()
 
 
 def _resolve(module: str, name: str) -> Any:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
 from icrl.runtime.sandbox.policy.attributes import check_readable, read, refused
 
-__all__ = ["attrgetter", "lambdify", "methodcaller", "set_recursion_limit", "singledispatch", "update_wrapper", "wraps"]
+__all__ = [
+    "attrgetter",
+    "lambdify",
+    "methodcaller",
+    "redirect_stderr",
+    "redirect_stdout",
+    "set_recursion_limit",
+    "singledispatch",
+    "update_wrapper",
+    "wraps",
+]
 
 _COPIED = ("__name__", "__qualname__", "__doc__")
 _DEEPEST = 100_000
@@ -75,6 +86,26 @@ def singledispatch(function: Callable[..., Any]) -> Any:
 
     dispatcher.register = guarded  # type: ignore[assignment]
     return dispatcher
+
+
+@contextlib.contextmanager
+def redirect_stdout(target: Any) -> Iterator[Any]:
+    """Do what `contextlib.redirect_stdout` does; the real stream is kept where no subclass finds it."""
+    real, sys.stdout = sys.stdout, target
+    try:
+        yield target
+    finally:
+        sys.stdout = real
+
+
+@contextlib.contextmanager
+def redirect_stderr(target: Any) -> Iterator[Any]:
+    """Do what `contextlib.redirect_stderr` does; see `redirect_stdout`."""
+    real, sys.stderr = sys.stderr, target
+    try:
+        yield target
+    finally:
+        sys.stderr = real
 
 
 def set_recursion_limit(limit: int) -> None:

@@ -98,7 +98,9 @@ class Restricted:
             tree: Any = ast.parse(source.strip() if mode == "eval" else source, TEXT_FILENAME, mode)
             self._transform(tree)
             compiled = compile(tree, TEXT_FILENAME, mode, dont_inherit=True)
-            outer = frame.f_globals if variables is None else _checked(variables, scope)
+            outer = frame.f_globals if variables is None else _checked(variables)
+            if outer.get("__builtins__") is not scope:
+                outer["__builtins__"] = dict(scope)  # always: Python would put in its own for a dict that has none
             local = frame.f_locals if variables is None and inner is None else inner
             return getattr(builtins, mode)(compiled, outer, local)
 
@@ -106,11 +108,10 @@ class Restricted:
         return evaluate
 
 
-def _checked(given: Any, scope: dict[str, Any]) -> dict[str, Any]:
+def _checked(given: Any) -> dict[str, Any]:
     proxied = type(given) is types.MappingProxyType  # what globals() gave
     variables: dict[str, Any] = dict(given) if proxied else given
     names = set(variables) - {"__builtins__"} if type(variables) is dict else {None}
     if any(type(name) is not str or hidden(name) for name in names):
         raise Refused("the variables for eval and exec are a plain dict of ordinary names")
-    variables["__builtins__"] = scope
     return variables

@@ -52,7 +52,7 @@ _WHOLE = words(
 
 _NUMPY_FILES = "DataSource fromfile fromregex genfromtxt load loadtxt memmap save savetxt savez savez_compressed"
 _NUMPY_OTHER = "ctypeslib f2py from_dlpack get_include info lib show_config show_runtime test testing"
-_SYMPY = "doctest init_printing init_session plot_backends preview source test textplot vectorize"
+_SYMPY = "doctest init_printing init_session pager_print plot_backends preview print_gtk source test textplot vectorize"
 _SYMPY_PACKAGES = words(
     "abc algebras assumptions calculus codegen.rewriting combinatorics concrete core crypto diffgeom discrete "
     "functions geometry holonomic integrals logic matrices ntheory physics.units physics.mechanics "
@@ -63,8 +63,9 @@ _SYMPY_PACKAGES = words(
 _RULES: dict[str, Rule] = {name: Rule() for name in _WHOLE} | {
     "abc": _without("", ABCMeta=ABCMeta),
     "contextlib": _only(
-        "AbstractContextManager ContextDecorator ExitStack closing contextmanager nullcontext redirect_stderr"
-        " redirect_stdout suppress"
+        "AbstractContextManager ContextDecorator ExitStack closing contextmanager nullcontext suppress",
+        redirect_stderr=safe.redirect_stderr,
+        redirect_stdout=safe.redirect_stdout,
     ),
     "copy": _only("copy deepcopy replace Error"),
     "dataclasses": _without("make_dataclass"),
@@ -103,7 +104,7 @@ _RULES: dict[str, Rule] = {name: Rule() for name in _WHOLE} | {
     "sympy.utilities": _only("", lambdify=safe.lambdify),
     "sympy.utilities.lambdify": _only("", lambdify=safe.lambdify),
     "sympy.parsing": _only(""),
-    "sympy.printing": _without("preview"),
+    "sympy.printing": _without("pager_print preview print_gtk"),
 }
 
 _WHY_NOT = {

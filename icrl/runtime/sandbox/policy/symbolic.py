@@ -1,6 +1,6 @@
-"""Checks on the text that sympy evaluates: `sympify("...")` and the functions that `lambdify` writes.
+"""Checks on the text that sympy and mpmath evaluate: `sympify("...")`, what `lambdify` writes, constants to identify.
 
-Both end in `eval` or `exec` with Python's own built-ins in reach, and the text can come from a program: as a string, or
+All end in `eval` or `exec` with Python's own built-ins in reach, and the text can come from a program: as a string, or
 as the name of a symbol. The checks sit where the text is evaluated, so that no way there goes around them.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from icrl.runtime.sandbox.language import Refused
 from icrl.runtime.sandbox.policy.names import is_dunder, words
 
-__all__ = ["check_expression", "check_function", "install"]
+__all__ = ["check_expression", "check_function", "guard_mpmath", "guard_sympy"]
 
 _FORBIDDEN = frozenset(
     words(
@@ -71,7 +71,7 @@ def _check(tree: ast.AST, allowed: tuple[type[ast.AST], ...]) -> None:
 
 
 @functools.cache
-def install() -> None:
+def guard_sympy() -> None:
     """Put the checks into sympy, once per process."""
     sympy_parser: Any = importlib.import_module("sympy.parsing.sympy_parser")
     writer: Any = importlib.import_module("sympy.utilities.lambdify")  # its package has a function of that name
@@ -94,3 +94,20 @@ def install() -> None:
 
     sympy_parser.eval_expr, sympy_parser.evaluateFalse = checked_eval, checked_hold
     writer._EvaluatorPrinter.doprint = checked_write
+
+
+@functools.cache
+def guard_mpmath() -> None:
+    """Put the check into mpmath, once per process."""
+    methods: Any = importlib.import_module("mpmath.identification").IdentificationMethods
+    mpmath: Any = importlib.import_module("mpmath")
+    identify = methods.identify
+
+    def checked(ctx: Any, x: Any, constants: Any = (), *args: Any, **kwargs: Any) -> Any:
+        texts = constants if isinstance(constants, dict) else list(constants)
+        for text in () if isinstance(texts, dict) else texts:
+            check_expression(text)
+        return identify(ctx, x, texts, *args, **kwargs)
+
+    methods.identify = checked
+    mpmath.identify = mpmath.mp.identify

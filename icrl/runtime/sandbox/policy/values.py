@@ -18,10 +18,10 @@ __all__ = ["SYSTEM_MODULES", "vet"]
 
 SYSTEM_MODULES = frozenset(
     words(
-        "_ctypes _imp _io _pickle _posixsubprocess _signal _socket _thread asyncio builtins code codeop ctypes gc "
-        "importlib inspect io linecache marshal mmap multiprocessing os pathlib pickle pkgutil posix posixpath "
-        "resource runpy shelve shutil signal site socket ssl subprocess sys tempfile threading tokenize traceback "
-        "types urllib zipfile"
+        "_ctypes _frozen_importlib _frozen_importlib_external _imp _io _pickle _posixsubprocess _signal _socket "
+        "_thread asyncio builtins code codeop ctypes gc importlib inspect io linecache marshal mmap "
+        "multiprocessing os pathlib pickle pkgutil posix posixpath resource runpy shelve shutil signal site socket "
+        "ssl subprocess sys tempfile threading tokenize traceback types urllib zipfile"
     )
 )
 """Roots of modules whose functions reach the process, the machine or other code."""
