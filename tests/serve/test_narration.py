@@ -126,7 +126,8 @@ def test_spans_are_where_it_was_told(pieces, text):
         narrator, heard, _ = narrate(name, [turn])
         for label in ("said", "thought"):
             placed = "".join(turn[span.start : span.end] for span in narrator.spans[0] if span.label == label)
-            assert letters(placed) == letters(told(heard, label))
+            # Text outside of all marks is told late, so the order may differ.
+            assert sorted(letters(placed)) == sorted(letters(told(heard, label)))
 
 
 @given(pieces=XML)
