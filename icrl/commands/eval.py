@@ -98,11 +98,10 @@ async def _evaluate(
     demonstrations: Sequence[Demonstration],
     switched_off: AgentSettings | None,
 ) -> tuple[Evaluation, list[Group]]:
-    tools = (
-        None
-        if switched_off is None
-        else [SwitchedOff(tool) for tool in await open_tools(switched_off.tools, switched_off)]
-    )
+    # The base was trained with no tool yet, so a world brings its own.
+    tools: Sequence[Tool | str] | None = find_world(command.world).tools if command.model is None else None
+    if switched_off is not None:
+        tools = [SwitchedOff(tool) for tool in await open_tools(tools or switched_off.tools, switched_off)]
     async with Agent(command.model, tools=tools, tooling=command.tooling) as agent:
         return await evaluate(
             agent,

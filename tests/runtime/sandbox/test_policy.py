@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from runtime.sandbox.confinement import needs_layers
 
-from icrl.runtime.sandbox import Sandbox
+from icrl.runtime.sandbox import Sandbox, policy
 
 pytestmark = [needs_layers, pytest.mark.asyncio(loop_scope="module")]
 
@@ -99,3 +99,8 @@ async def test_a_refusal_inside_a_session_keeps_its_variables(box):
 async def test_each_program_draws_its_own_random_numbers(box):
     drawn = {(await box.run("import numpy as np, random\n(random.random(), np.random.rand())")).value for _ in range(4)}
     assert len(drawn) == 4
+
+
+async def test_the_languages_are_made_as_often_as_one_likes():
+    for _ in range(2):
+        assert policy.plain() is not policy.restricted()

@@ -22,7 +22,7 @@ def restricted() -> Language:
         >>> language.execute("sum(n * n for n in range(4))", language.namespace())
         14
     """
-    from icrl.runtime.sandbox.policy.restricted import Restricted
+    from icrl.runtime.sandbox.policy.restricted_language import Restricted
 
     return Restricted()
 
@@ -35,6 +35,6 @@ def plain() -> Language:
         >>> language.execute("x = 2\nx ** 10", language.namespace())
         1024
     """
-    from icrl.runtime.sandbox.policy.plain import Plain
+    from icrl.runtime.sandbox.policy.plain_language import Plain
 
     return Plain()
