@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from icrl.errors import DataError
 from icrl.serve.ask import Ask, Seed
 from icrl.serve.call_turns import Placed, paired
 from icrl.serve.client_tools import ClientTool, client_specs, is_tool_name, read_call, read_choice
 from icrl.serve.config import AdmissionConfig
 from icrl.serve.problem import invalid
-from icrl.types import Message, SamplingParams, ToolCall
+from icrl.serve.sampling import read_sampling
+from icrl.types import Message, ToolCall
 
 __all__ = ["ChatRequest", "read_ask"]
 
@@ -137,7 +137,7 @@ def read_ask(body: ChatRequest, admission: AdmissionConfig) -> tuple[Ask, int]:
         raise invalid("messages", f"the last one must be a user or tool message, not {messages[-1].role!r}")
     ask = Ask(
         messages=messages,
-        sampling=_sampling(body),
+        sampling=read_sampling(body.temperature, body.top_p),
         seed=body.seed,
         stop=_stop(body),
         max_tokens=_max_tokens(body),
@@ -153,19 +153,6 @@ def _stop(body: ChatRequest) -> tuple[str, ...]:
     if len(stop) > MAX_STOP_STRINGS or not all(0 < len(word) <= MAX_STOP_CHARS for word in stop):
         raise invalid("stop", f"takes up to {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARS} characters")
     return stop
-
-
-def _sampling(body: ChatRequest) -> SamplingParams:
-    if body.temperature is not None and body.temperature > 2:
-        raise invalid("temperature", f"must be from 0 to 2, not {body.temperature}")
-    try:
-        return SamplingParams(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-        )
-    except DataError as error:
-        param, _, problem = str(error).partition(": ")
-        raise invalid(param, problem) from None
 
 
 def _max_tokens(body: ChatRequest) -> int | None:

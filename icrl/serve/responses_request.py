@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from icrl.errors import DataError
 from icrl.serve.ask import Ask, Seed
 from icrl.serve.call_turns import Placed, paired
 from icrl.serve.client_tools import FlatTool, flat_specs, is_tool_name, read_call, read_choice
 from icrl.serve.config import AdmissionConfig
 from icrl.serve.problem import invalid
-from icrl.types import Message, SamplingParams
+from icrl.serve.sampling import read_sampling
+from icrl.types import Message
 
 __all__ = ["ResponsesRequest", "input_messages", "read_ask"]
 
@@ -139,7 +139,7 @@ def read_ask(body: ResponsesRequest, earlier: Sequence[Message], admission: Admi
             raise invalid(name, f"must be >= {least}, not {value}")
     return Ask(
         messages=(*system, *paired(placed, field="call_id")),
-        sampling=_sampling(body),
+        sampling=read_sampling(body.temperature, body.top_p),
         seed=body.seed,
         max_tokens=body.max_output_tokens,
         max_tool_calls=body.max_tool_calls,
@@ -148,19 +148,6 @@ def read_ask(body: ResponsesRequest, earlier: Sequence[Message], admission: Admi
         tool_choice=read_choice(body.tool_choice),
         metadata=body.metadata or {},
     )
-
-
-def _sampling(body: ResponsesRequest) -> SamplingParams:
-    if body.temperature is not None and body.temperature > 2:
-        raise invalid("temperature", f"must be from 0 to 2, not {body.temperature}")
-    try:
-        return SamplingParams(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-        )
-    except DataError as error:
-        param, _, problem = str(error).partition(": ")
-        raise invalid(param, problem) from None
 
 
 def input_messages(given: str | list[dict[str, Any]], max_items: int) -> tuple[Placed, ...]:

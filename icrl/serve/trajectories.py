@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from icrl.errors import DataError
 from icrl.serve.ask import Ask, Seed
 from icrl.serve.body import read_body
 from icrl.serve.exchange import Exchange
 from icrl.serve.keys import CALLER, CONFIG, SERVICE, TRAJECTORIES
 from icrl.serve.problem import invalid
+from icrl.serve.sampling import read_sampling
 from icrl.trajectory import Failure, Trajectory
-from icrl.types import Message, SamplingParams
+from icrl.types import Message
 from icrl.wire import encode
 
 __all__ = ["add_routes"]
@@ -64,17 +63,9 @@ def _ask(body: TrajectoryRequest) -> Ask:
         raise invalid("query", "is empty")
     if body.max_tokens is not None and body.max_tokens < 1:
         raise invalid("max_tokens", f"must be >= 1, not {body.max_tokens}")
-    if body.temperature > 2:
-        raise invalid("temperature", f"must be from 0 to 2, not {body.temperature}")
-    fields: dict[str, Any] = {"temperature": body.temperature, "top_p": body.top_p}
-    try:
-        sampling = SamplingParams(**fields)
-    except DataError as error:
-        param, _, problem = str(error).partition(": ")
-        raise invalid(param, problem) from None
     return Ask(
         messages=(Message(role="user", content=body.query),),
-        sampling=sampling,
+        sampling=read_sampling(body.temperature, body.top_p),
         seed=body.seed,
         max_tokens=body.max_tokens,
         place="query",

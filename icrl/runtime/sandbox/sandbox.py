@@ -105,6 +105,11 @@ class Sandbox:
         return f"<Sandbox {self._profile} {self._policy}>"
 
     @property
+    def fingerprint(self) -> str:
+        """What besides a program decides its outcome: which Python it meets."""
+        return f"sandbox profile={self._profile} policy={self._policy}"
+
+    @property
     def zygotes(self) -> dict[str, int]:
         """Process numbers of the zygotes by profile; empty while it is closed."""
         return {} if self._open is None else self._open.pids

@@ -66,3 +66,8 @@ def test_children_read_packages_and_nothing_of_the_project(monkeypatch):
     assert all(
         Path(root).name.startswith(("python3", "lib-dynload", "site-packages", "dist-packages")) for root in roots
     )
+
+
+def test_another_policy_is_another_fingerprint():
+    fingerprints = {Sandbox(profile=p, policy=q).fingerprint for p in ("light", "sci") for q in ("plain", "restricted")}
+    assert len(fingerprints) == 4
