@@ -76,8 +76,15 @@ class StopReason(StrEnum):
     """`Limits.deadline_s` passed."""
     ABORTED = "aborted"
     """Somebody stopped the run; what was sampled until then is here."""
+    STALLED = "stalled"
+    """Nothing moved for too long; `Trajectory.error` names what was waited for."""
     ERROR = "error"
     """The infrastructure failed; `Trajectory.error` says how."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether something other than the policy ended the trajectory, so that it says nothing about the policy."""
+        return self in (StopReason.ERROR, StopReason.STALLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,15 +236,15 @@ class Trajectory:
     wall_s: float = 0.0
     """Seconds from start to stop."""
     error: Failure | None = None
-    """What broke, where `stop_reason` is `ERROR`."""
+    """What broke, where `stop_reason.failed`."""
 
     def __post_init__(self) -> None:
         started = False
         for i, segment in enumerate(self.segments):
             started = started or segment.source != "prompt"
             check(not (started and segment.source == "prompt"), f"segments[{i}].source", "prompt after the response")
-        failed = self.stop_reason is StopReason.ERROR
-        check((self.error is not None) == failed, "Trajectory.error", "must be present iff stop_reason is 'error'")
+        failed = self.stop_reason.failed
+        check((self.error is not None) == failed, "Trajectory.error", "must be present iff the run failed")
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -328,9 +335,9 @@ class Group:
         return len({reward for _, reward in self.scored()}) > 1
 
     def scored(self) -> Iterator[tuple[Trajectory, float]]:
-        """Iterate over the trajectories that infrastructure did not break, with their rewards."""
+        """Iterate over the trajectories that did not fail, with their rewards."""
         pairs = zip(self.trajectories, self.rewards, strict=True)
-        return ((t, r) for t, r in pairs if t.stop_reason is not StopReason.ERROR)
+        return ((t, r) for t, r in pairs if not t.stop_reason.failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

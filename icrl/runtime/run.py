@@ -37,12 +37,22 @@ from icrl.tokenizer import TextStream, Tokenizer
 from icrl.trajectory import Failure, Generation, Segment, StopReason, Trajectory, Turn, shared_prefix
 from icrl.types import Limits, SamplingParams, Task, ToolCall, ToolResult
 
-__all__ = ["Run"]
+__all__ = ["Run", "Wait"]
 
 ABORT_GRACE_S = 5.0
 """How long an engine may take to hand over its partial result after an abort."""
 
 Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a run waits for."""
+
+    what: str
+    """`engine` or `tool NAME`."""
+    since: float
+    """When it began to, on the clock of `time.monotonic`."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -76,11 +86,13 @@ class Run:
     recording: Recording = field(default_factory=Recording)
     """What happened so far."""
     _stop_reason: StopReason | None = None
+    _failure: Failure | None = None
     _request: str | None = None
     _calling: list[asyncio.Task[ToolResult]] = field(default_factory=list)
     _aborting: list[asyncio.Task[None]] = field(default_factory=list)
     _fence: asyncio.Timeout | None = None
     _deadline: float = 0.0
+    _waits: Wait | None = None
     _prompt_length: int = 0
     _shared_prefix: int = 0
 
@@ -98,6 +110,7 @@ class Run:
         error: Failure | None = None
         try:
             reason, answer = await self._converse()
+            error = self._failure if reason.failed else None
         except (EngineError, SandboxError) as failure:
             reason, error = StopReason.ERROR, Failure(kind=type(failure).__name__, message=str(failure))
         finally:
@@ -112,11 +125,21 @@ class Run:
         self._tell(RunFinished(trajectory=trajectory))
         return trajectory
 
-    def stop(self, reason: StopReason = StopReason.ABORTED) -> None:
-        """End the run with what it has; the pending engine call returns its partial, pending tools are cancelled."""
+    @property
+    def waits(self) -> Wait | None:
+        """What it waits for now; `None` while it has not started, or computes."""
+        return self._waits
+
+    def stop(self, reason: StopReason = StopReason.ABORTED, error: Failure | None = None) -> None:
+        """End the run with what it has; the pending engine call returns its partial, pending tools are cancelled.
+
+        Args:
+            reason: Why.
+            error: What failed, where `reason.failed`.
+        """
         if self._stop_reason is not None:
             return
-        self._stop_reason = reason
+        self._stop_reason, self._failure = reason, error
         if self._request is not None and self._fence is not None:
             loop = asyncio.get_running_loop()
             self._fence.reschedule(loop.time() + ABORT_GRACE_S)
@@ -192,6 +215,7 @@ class Run:
             seed=seed_for(self.sampling.seed, index),
         )
         self._request = f"{self.id}/{index}"
+        self._waits = Wait("engine", time.monotonic())
         self._fence = asyncio.timeout(None)
         try:
             # An aborted request returns its partial; the fence, which `stop` sets, is for engines that hang.
@@ -209,7 +233,7 @@ class Run:
                 raise
             raise EngineError("did not answer its abort", engine=self.engine.info.name) from error
         finally:
-            self._request = None
+            self._request = self._waits = None
 
     def _deltas(self, turn: int, emit: Emit) -> Callable[[Sequence[int]], None]:
         stream = TextStream(self.tokenizer)
@@ -266,10 +290,12 @@ class Run:
     async def _answered(self, calls: tuple[ToolCall, ...], max_tokens: int) -> tuple[Segment, ...]:
         """Run the calls and render what they answered; nothing when stopped."""
         self._calling = [asyncio.create_task(self._call(call)) for call in calls]
+        self._waits = Wait(f"tool {', '.join(call.name for call in calls)}", time.monotonic())
         try:
             await asyncio.wait(self._calling, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             await _reap(self._calling)
+            self._waits = None
         results = _results(self._calling)
         if self._stop_reason is not None:
             return ()

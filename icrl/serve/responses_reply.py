@@ -27,6 +27,7 @@ _ENDS: dict[StopReason, tuple[Status, str | None]] = {
     StopReason.END_OF_TURN: ("completed", None),
     StopReason.CLIENT_CALL: ("completed", None),
     StopReason.ABORTED: ("incomplete", "aborted"),
+    StopReason.STALLED: ("failed", None),
     StopReason.ERROR: ("failed", None),
 }
 """Status and reason; every limit is incomplete for `max_output_tokens`."""

@@ -7,10 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from icrl.errors import EngineError
-from icrl.runtime.engines.protocol import EngineInfo, OnDelta, check_request
+from icrl.runtime.engines.protocol import EngineInfo, OnDelta, PauseMode, check_request
 from icrl.testing.tokenizer import ByteTokenizer
 from icrl.tokenizer import Tokenizer
 from icrl.trajectory import FinishReason, Generation, VersionSpan
@@ -173,7 +173,7 @@ class ScriptedEngine:
         for request_id in self._live:
             await self.abort(request_id)
 
-    async def pause(self, mode: Literal["abort", "in_place", "retract"] = "in_place") -> None:
+    async def pause(self, mode: PauseMode = "in_place") -> None:
         """Stop speaking; `abort` ends the pending requests with what they have."""
         self._running.clear()
         if mode == "abort":
@@ -191,7 +191,7 @@ class ScriptedEngine:
         self._running.set()
 
     def _check(self, prompt: tuple[int, ...], params: SamplingParams, request_id: str) -> None:
-        check_request(self.info, prompt, params)
+        check_request(self.info, prompt)
         if self.closed:
             raise EngineError("is closed", engine="scripted")
         if request_id in self._live:

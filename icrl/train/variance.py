@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from icrl.trajectory import Group, StopReason
+from icrl.trajectory import Group
 
 __all__ = ["VarianceMonitor"]
 
@@ -58,7 +58,7 @@ class VarianceMonitor:
 
     def _look(self, group: Group) -> None:
         pairs = zip(group.trajectories, group.components, strict=False)
-        parts = [parts for trajectory, parts in pairs if trajectory.stop_reason is not StopReason.ERROR]
+        parts = [parts for trajectory, parts in pairs if not trajectory.stop_reason.failed]
         if len(parts) < 2:
             return
         self._tasks.add(group.task.id or str(group.task.query))

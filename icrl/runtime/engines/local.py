@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from icrl.errors import ConfigError, EngineError, nearest
 from icrl.runtime.engines.architecture import read_info
-from icrl.runtime.engines.protocol import EngineInfo, OnDelta, check_request
+from icrl.runtime.engines.protocol import EngineInfo, OnDelta, PauseMode, check_request
 from icrl.runtime.engines.worker import Answer, Worker
 from icrl.trajectory import Generation
 from icrl.types import SamplingParams
@@ -156,7 +156,7 @@ class LocalEngine:
         if worker is not None:
             await worker.close()
 
-    async def pause(self, mode: Literal["abort", "in_place", "retract"] = "in_place") -> None:
+    async def pause(self, mode: PauseMode = "in_place") -> None:
         """Stop sampling until `resume`.
 
         Args:
@@ -219,7 +219,7 @@ class LocalEngine:
         """Check a request and make it ready for the core; runs in the thread."""
         from icrl.runtime.engines.request import Request
 
-        check_request(core.info, ids, params)
+        check_request(core.info, ids)
         tell = None if on_delta is None else lambda token: answer.call(partial(on_delta, (token,)))
         return Request(
             ids=ids,

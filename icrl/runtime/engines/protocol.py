@@ -10,10 +10,24 @@ from icrl.errors import EngineError
 from icrl.trajectory import Generation
 from icrl.types import SamplingParams
 
-__all__ = ["Engine", "EngineInfo", "OnDelta", "WeightSink", "check_request"]
+__all__ = [
+    "Engine",
+    "EngineInfo",
+    "EngineLoad",
+    "LostRequest",
+    "OnDelta",
+    "PauseMode",
+    "Server",
+    "WeightSink",
+    "check_request",
+]
 
 OnDelta = Callable[[Sequence[int]], None]
 """Called on the event loop with newly sampled ids, in order; for display."""
+
+PauseMode = Literal["abort", "in_place", "retract"]
+"""What becomes of running requests while weights change: `abort` returns partials; the others continue afterwards,
+`in_place` with the keys and values that they have, `retract` after computing them again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +43,40 @@ class EngineInfo:
     weight_version: int = 0
     """Version that a request starting now is sampled under."""
     capabilities: frozenset[str] = frozenset()
-    """Any of `logprobs`, `abort`, `prefix_cache`, `weights`, `deltas`."""
+    """Any of `logprobs`, `abort`, `prefix_cache`, `weights`, `deltas`; an engine without `logprobs` cannot train."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """How busy an engine is; the scheduler sets its concurrency by it, the pool chooses by it."""
+
+    running: int
+    """Requests that are being sampled."""
+    waiting: int
+    """Requests in the engine's own queue."""
+    kv_usage: float
+    """Share of the memory for keys and values that is taken, from 0 to 1."""
+
+
+class LostRequest(EngineError):
+    """An engine went away in the middle of a request; what had arrived until then can be continued elsewhere.
+
+    Args:
+        message: What happened.
+        engine: The engine's name.
+        partial: What had arrived, finish reason `"abort"`; may be empty.
+        status: HTTP status where there is one.
+
+    Example:
+        >>> lost = LostRequest("the connection broke", engine="http://127.0.0.1:30000",
+        ...                    partial=Generation(ids=(5,), logprobs=(-0.1,), finish_reason="abort"))
+        >>> lost.partial.ids, lost.retryable
+        ((5,), True)
+    """
+
+    def __init__(self, message: str, *, engine: str, partial: Generation, status: int | None = None) -> None:
+        super().__init__(message, engine=engine, status=status, retryable=True)
+        self.partial = partial
 
 
 @runtime_checkable
@@ -81,7 +128,7 @@ class Engine(Protocol):
 class WeightSink(Protocol):
     """Something that a trainer can push weights into between decode steps."""
 
-    async def pause(self, mode: Literal["abort", "in_place", "retract"] = "in_place") -> None:
+    async def pause(self, mode: PauseMode = "in_place") -> None:
         """Stop sampling; `abort` returns partials, the others continue after `resume`."""
         ...
 
@@ -94,14 +141,32 @@ class WeightSink(Protocol):
         ...
 
 
-def check_request(info: EngineInfo, ids: Sequence[int], params: SamplingParams) -> None:
+@runtime_checkable
+class Server(Engine, WeightSink, Protocol):
+    """An engine of its own process, which may be busy, or gone."""
+
+    async def probe(self) -> EngineLoad:
+        """Say how busy it is.
+
+        Raises:
+            EngineError: It does not serve: unreachable, starting, or shutting down.
+        """
+        ...
+
+
+def check_request(info: EngineInfo, ids: Sequence[int], *, checked: int = 0) -> None:
     """Refuse a request that would crash a model or a server before it reaches one.
+
+    Args:
+        info: The engine's bounds.
+        ids: The prompt.
+        checked: Leading ids that were found good before, as those of a session's last request.
 
     Raises:
         EngineError: The prompt is empty, too long, or contains an id outside the vocabulary.
 
     Example:
-        >>> check_request(EngineInfo(name="e", vocab_size=8, context_limit=4), [9], SamplingParams(max_tokens=1))
+        >>> check_request(EngineInfo(name="e", vocab_size=8, context_limit=4), [9])
         Traceback (most recent call last):
         icrl.errors.EngineError: e: token id 9 at position 0 is outside the vocabulary of 8
     """
@@ -111,7 +176,10 @@ def check_request(info: EngineInfo, ids: Sequence[int], params: SamplingParams) 
         raise EngineError(
             f"the prompt has {len(ids)} tokens; the context limit is {info.context_limit}", engine=info.name
         )
-    largest, smallest = max(ids), min(ids)
+    new = ids[checked:] if checked else ids
+    if not len(new):
+        return
+    largest, smallest = max(new), min(new)
     if smallest < 0 or largest >= info.vocab_size:
         wrong = next(i for i, token in enumerate(ids) if not 0 <= token < info.vocab_size)
         raise EngineError(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from icrl.errors import ConfigError, RewardError
 from icrl.imports import import_attribute
-from icrl.trajectory import StopReason, Trajectory
+from icrl.trajectory import Trajectory
 from icrl.types import Task
 
 __all__ = ["Reward", "Score", "checked", "close_reward", "judge", "load_reward"]
@@ -103,7 +103,7 @@ def checked(reward: Reward) -> Callable[[Trajectory, Task], Awaitable[Score]]:
     name = getattr(reward, "__qualname__", type(reward).__name__)
 
     async def score(trajectory: Trajectory, task: Task) -> Score:
-        if trajectory.stop_reason is StopReason.ERROR:
+        if trajectory.stop_reason.failed:
             return Score(total=0.0)
         try:
             value = await _ask(reward, replace(trajectory, segments=trajectory.response), task)

@@ -1,0 +1,1 @@
+"""SGLang as an engine: its native protocol, its weights, and how a server is started."""
