@@ -16,10 +16,13 @@ the agent itself records its trajectory by applying its own events to a `Recordi
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
 
 from icrl.errors import DataError
 from icrl.trajectory import Failure, Segment, StopReason, Trajectory, Turn
@@ -134,8 +137,34 @@ Event = RunStarted | TextDelta | TurnFinished | CallStarted | CallFinished | Too
 """Anything that `Agent.stream` yields. New kinds may be added; `match` with a default."""
 
 
+_SHORT = 32
+"""Segments of so few tokens are kept as they are: most are separators, which all runs share."""
+
+_OTHERS = tuple(field.name for field in fields(Segment) if field.name not in ("ids", "logprobs"))
+_others_of = attrgetter(*_OTHERS)
+
+
+class _Span(NamedTuple):
+    """A segment in flight: 4 bytes a token in the recording's buffer and 8 a logprob, where objects take 36 and 32."""
+
+    start: int
+    """Where its ids begin in the buffer."""
+    end: int
+    """Where they end."""
+    logprobs: array[float] | None
+    """[T] of sampled tokens, exactly as they came."""
+    rest: tuple[Any, ...]
+    """Its other fields."""
+
+    def cut(self, ids: array[int]) -> Segment:
+        """Make the segment again."""
+        logprobs = None if self.logprobs is None else tuple(self.logprobs)
+        found = tuple(ids[self.start : self.end])
+        return Segment(ids=found, logprobs=logprobs, **dict(zip(_OTHERS, self.rest, strict=True)))
+
+
 class Recording:
-    """A trajectory in flight: one growing id buffer, and the segments that were cut from it.
+    """A trajectory in flight: one growing id buffer, and what segments are cut from it when they are read.
 
     Example:
         >>> r = Recording()
@@ -145,15 +174,14 @@ class Recording:
         [1, 2]
     """
 
-    __slots__ = ("_started", "_stopped", "_turns", "ids", "segments")
+    __slots__ = ("_kept", "_started", "_stopped", "_turns", "ids")
 
     def __init__(self) -> None:
         self.ids = array("i")
         """Token ids of everything so far; what the engine is given next."""
         self._started: RunStarted | None = None
         self._stopped: RunStopped | None = None
-        self.segments: list[Segment] = []
-        """The same tokens, by provenance."""
+        self._kept: list[Segment | _Span] = []
         self._turns: list[Turn] = []
 
     def apply(self, event: Event) -> None:
@@ -165,21 +193,33 @@ class Recording:
         match event:
             case RunStarted():
                 self._started = event
-                self._append(event.segments)
+                for segment in event.segments:  # which the members of a group share, so that nothing is gained
+                    self.ids.extend(_packed(_Same(segment.ids)))
+                    self._kept.append(segment)
             case TurnFinished():
                 self._turns.append(event.turn)
-                self._append((event.segment,))
+                self._append(event.segment)
             case ToolOutput():
-                self._append(event.segments)
+                for segment in event.segments:
+                    self._append(segment)
             case RunStopped():
                 self._stopped = event
+        if self._started is None and isinstance(event, TurnFinished | ToolOutput):
+            raise _misses_beginning()
 
-    def _append(self, segments: Iterable[Segment]) -> None:
-        if self._started is None:
-            raise DataError("events: the first event must be RunStarted")
-        for segment in segments:
-            self.ids.extend(segment.ids)
-            self.segments.append(segment)
+    def _append(self, segment: Segment) -> None:
+        start = len(self.ids)
+        self.ids.frombytes(struct.pack(f"{len(segment.ids)}i", *segment.ids))
+        if len(segment.ids) <= _SHORT:
+            self._kept.append(segment)
+            return
+        logprobs = None if segment.logprobs is None else array("d", segment.logprobs)
+        self._kept.append(_Span(start, len(self.ids), logprobs, _others_of(segment)))
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The tokens so far, by provenance; made anew each time."""
+        return tuple(kept.cut(self.ids) if isinstance(kept, _Span) else kept for kept in self._kept)
 
     @property
     def turns(self) -> int:
@@ -195,25 +235,45 @@ class Recording:
         Raises:
             DataError: Nothing was recorded yet.
         """
-        if self._started is None:
-            raise DataError("events: the first event must be RunStarted")
-        unfinished = Trajectory(
-            id=self._started.trajectory_id,
-            task=self._started.task,
-            segments=tuple(self.segments),
-            stop_reason=stop_reason,
+        started, stopped = self._started, self._stopped
+        if started is None:
+            raise _misses_beginning()
+        return Trajectory(
+            id=started.trajectory_id,
+            task=started.task,
+            segments=self.segments,
+            stop_reason=stop_reason if stopped is None else stopped.stop_reason,
+            answer=None if stopped is None else stopped.answer,
             turns=tuple(self._turns),
-            shots=self._started.shots,
+            shots=started.shots,
+            wall_s=0.0 if stopped is None else stopped.wall_s,
+            error=None if stopped is None else stopped.error,
         )
-        if self._stopped is None:
-            return unfinished
-        return replace(
-            unfinished,
-            stop_reason=self._stopped.stop_reason,
-            answer=self._stopped.answer,
-            wall_s=self._stopped.wall_s,
-            error=self._stopped.error,
-        )
+
+
+def _misses_beginning() -> DataError:
+    return DataError("events: the first event must be RunStarted")
+
+
+class _Same:
+    """Stands for one tuple, and not for its equals, which would take as long to find as to copy."""
+
+    __slots__ = ("ids",)
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self.ids = ids
+
+    def __hash__(self) -> int:
+        return id(self.ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.ids is other.ids
+
+
+@lru_cache(maxsize=64)
+def _packed(same: _Same) -> array[int]:
+    """Pack the ids of a prompt's segment; runs of one group, and most of one agent, share them."""
+    return array("i", same.ids)
 
 
 def fold(events: Iterable[Event]) -> Trajectory:

@@ -117,7 +117,8 @@ class AddedTokens:
         # The longest content wins where several begin at one place, as in the tokenizer itself.
         self._tokens = sorted(tokens, key=lambda token: -len(token.content))
         self._by_content = {token.content: token for token in self._tokens}
-        self._begins = re.compile("(?=" + "|".join(re.escape(content) for content in self._by_content) + ")")
+        # Only the first character is taken, as tokens may overlap; a pattern that begins with one is found fast.
+        self._begins = re.compile("|".join(f"{re.escape(c[0])}(?={re.escape(c[1:])})" for c in self._by_content))
         proper = [(content, at) for content in self._by_content for at in range(1, len(content))]
         self._heads = {content[:at] for content, at in proper}
         self._tails = {content[at:] for content, at in proper}
@@ -131,7 +132,7 @@ class AddedTokens:
 
     def quote(self, text: str, marks: Marks) -> str:
         """Mark every added token in a text."""
-        return self._begins.sub(marks.quote, text) if self._tokens else text
+        return self._begins.sub(rf"{marks.quote}\g<0>", text) if self._tokens else text
 
     def hide(self, text: str, marks: Marks) -> str:
         """Mark every added token in a text, and both ends where the surroundings could complete one."""
@@ -162,7 +163,8 @@ class AddedTokens:
 
 def _expression(token: AddedToken, marks: Marks) -> str:
     left, right = (r"\s*" if swallows else "" for swallows in (token.lstrip, token.rstrip))
-    return f"{left}(?<!{marks.quote}){re.escape(token.content)}{right}"
+    content = re.escape(token.content)
+    return f"{left}{content}(?<!{marks.quote}{content}){right}"
 
 
 def _unmarked(text: str, marks: Marks) -> str:

@@ -7,22 +7,36 @@ come from two places only: what the model sampled, and what the model's own chat
 
 from __future__ import annotations
 
+import logging
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from icrl.byte_level import byte_alphabet, word_bytes
 from icrl.errors import ConfigError, DataError
+from icrl.fast_encoder import FastEncoder, WordMemo
 from icrl.rendered import Rendered, Special
 from icrl.template import ChatTemplate
 from icrl.tokenizer_files import TokenizerFiles, find_tokenizer_files
 from icrl.types import Message
 
-__all__ = ["ChatTokenizer", "Rendered", "Special", "TextStream", "Tokenizer"]
+__all__ = ["ChatTokenizer", "Encoder", "Rendered", "Special", "TextStream", "Tokenizer"]
 
+Encoder = Literal["auto", "huggingface", "fast"]
+"""Which library turns text into ids; the ids are the same. `fast` needs tiktoken, and a tokenizer that it fits;
+`huggingface` remembers what it made of words."""
+
+WORTH_CHARACTERS = 1_000_000
+"""With `auto`, the fast encoder is made once this much was encoded: making it costs about as much as that did."""
+
+_LONG_CHARACTERS = 256
+"""From here on it pays to look words up, and the library's batch call, which computes no offsets, is the cheaper."""
 _REPLACEMENT = "\ufffd"
+_LOG = logging.getLogger("icrl.tokenizer")
 
 
 class Tokenizer(Protocol):
@@ -110,9 +124,12 @@ class ChatTokenizer:
 
     Args:
         files: What `find_tokenizer_files` read.
+        encoder: `auto` begins with Hugging Face's encoder and changes to the fast one, made in a thread, in a process
+            that encodes much; where the fast one does not fit, a debug message says why.
 
     Raises:
-        ConfigError: The vocabulary can spell an added token in plain text, or text does not decode to itself.
+        ConfigError: The vocabulary can spell an added token in plain text, text does not decode to itself, or the
+            fast encoder was asked for and does not fit.
 
     Example:
         >>> from icrl.tiny import BASE_DIR
@@ -122,9 +139,12 @@ class ChatTokenizer:
         (True, 'no <|im_end|> here')
     """
 
-    def __init__(self, files: TokenizerFiles) -> None:
+    def __init__(self, files: TokenizerFiles, *, encoder: Encoder = "auto") -> None:
         self._files = files
         self._plain = files.plain
+        self._fast: FastEncoder | None = None
+        self._until_fast = WORTH_CHARACTERS if encoder == "auto" else 0
+        self._last: tuple[Sequence[int], list[bytes], str] | None = None
         self._added = {token.id: token for token in files.added}
         self._templates = {
             key: ChatTemplate(source, name=files.name, added=files.added_tokens, variables=files.variables)
@@ -137,18 +157,21 @@ class ChatTokenizer:
         if not self.eos_ids:
             raise ConfigError(f"tokenizer: {self.name} names no end token; set eos_token in its tokenizer_config.json")
         self.pad_id = files.pad_id if files.pad_id is not None else min(self.eos_ids)
+        if encoder == "fast":
+            self._fast = FastEncoder(files.pipeline, self._plain)
 
     @classmethod
-    def load(cls, source: str | PathLike[str]) -> ChatTokenizer:
+    def load(cls, source: str | PathLike[str], *, encoder: Encoder = "auto") -> ChatTokenizer:
         """Load from a directory, or by name from the Hugging Face hub.
 
         Args:
             source: A directory with `tokenizer.json`, or a name such as `Qwen/Qwen3-0.6B`.
+            encoder: Which encoder to use.
 
         Raises:
             ConfigError: There is no such tokenizer, or it cannot be used.
         """
-        return cls(find_tokenizer_files(source))
+        return cls(find_tokenizer_files(source), encoder=encoder)
 
     def encode(self, text: str | Rendered) -> list[int]:
         """Encode text in which no added token is parsed, or rendered text whose added tokens are known.
@@ -164,11 +187,38 @@ class ChatTokenizer:
         return ids
 
     def _encode(self, text: str) -> list[int]:
+        if self._fast is not None and (found := self._fast.encode(text)) is not None:
+            return found
+        if self._until_fast > 0:
+            self._until_fast -= len(text)
+            if self._until_fast <= 0:
+                threading.Thread(target=self._become_fast, name="icrl-encoder", daemon=True).start()
+        long = len(text) >= _LONG_CHARACTERS
+        if long and self._words is not None and (found := self._words.encode(text)) is not None:
+            return found
         try:
-            ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+            if long:
+                (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
+            else:
+                encoding = self._plain.encode(text, add_special_tokens=False)
         except TypeError:
             raise _not_unicode(text) from None
+        ids: list[int] = encoding.ids
         return ids
+
+    @cached_property
+    def _words(self) -> WordMemo | None:
+        try:
+            return WordMemo(self._files.pipeline, self._plain)
+        except ConfigError as reason:
+            _LOG.debug("%s: %s", self.name, reason)
+            return None
+
+    def _become_fast(self) -> None:
+        try:
+            self._fast = FastEncoder(self._files.pipeline, self._plain)
+        except ConfigError as reason:
+            _LOG.debug("%s: %s", self.name, reason)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode many texts at once, outside the interpreter lock.
@@ -176,6 +226,8 @@ class ChatTokenizer:
         Raises:
             DataError: A text holds half of a surrogate pair.
         """
+        if self._fast is not None:
+            return [self._encode(text) for text in texts]
         try:
             encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError:
@@ -184,16 +236,22 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode; control tokens are left out, ids beyond the vocabulary too, and bytes that are no text become �."""
-        if self._bytes is None:
-            return self._decode_runs(ids)
-        return b"".join(self._pieces(self._bytes, ids)).decode("utf-8", "replace")
+        table = self._bytes
+        return self._decode_runs(ids) if table is None else self._spelled(table, ids)[1]
 
-    @staticmethod
-    def _pieces(table: list[bytes], ids: Sequence[int]) -> list[bytes]:
+    def _spelled(self, table: list[bytes], ids: Sequence[int]) -> tuple[list[bytes], str]:
+        """Return the bytes of every token, and their text."""
+        last = self._last
+        if last is not None and last[0] is ids:  # a turn is decoded, and then its calls are located
+            return last[1:]
         try:
-            return [table[i] for i in ids]
+            pieces = list(map(table.__getitem__, ids))
         except IndexError:
-            return [table[i] if i < len(table) else b"" for i in ids]
+            pieces = [table[i] if i < len(table) else b"" for i in ids]
+        text = b"".join(pieces).decode("utf-8", "replace")
+        if isinstance(ids, tuple):  # which stays as it is
+            self._last = (ids, pieces, text)
+        return pieces, text
 
     def _decode_runs(self, ids: Sequence[int]) -> str:
         text, run = "", list[int]()
@@ -213,18 +271,17 @@ class ChatTokenizer:
         if not self._files.byte_level:
             return None
         table = [b""] * self.vocab_size
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         for word, i in self._plain.get_vocab(with_added_tokens=False).items():
-            table[i] = _word_bytes(word, alphabet)
+            table[i] = word_bytes(word, alphabet)
         for token in self._added.values():
-            table[token.id] = b"" if token.special else _word_bytes(token.content, alphabet)
+            table[token.id] = b"" if token.special else word_bytes(token.content, alphabet)
         return table
 
     def locate(self, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
         """Return the range of tokens that overlap characters `start:end` of `decode(ids)`."""
         if self._bytes is not None:
-            pieces = self._pieces(self._bytes, ids)
-            text = b"".join(pieces).decode("utf-8", "replace")
+            pieces, text = self._spelled(self._bytes, ids)
             if _REPLACEMENT not in text:
                 ends = list(accumulate(map(len, pieces)))
                 start, end = (len(text[:at].encode()) for at in (start, end))
@@ -317,18 +374,3 @@ class TextStream:
 def _not_unicode(text: str) -> DataError:
     at = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), 0)
     return DataError(f"text: character {at} is half of a surrogate pair ({text[at : at + 1]!r}), not Unicode text")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Map the characters of byte-level vocabularies to bytes: printable Latin-1 is itself, the rest follows 255."""
-    itself = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-    shifted = (byte for byte in range(256) if byte not in itself)
-    return {chr(byte): byte for byte in itself} | {chr(256 + n): byte for n, byte in enumerate(shifted)}
-
-
-def _word_bytes(word: str, alphabet: Mapping[str, int]) -> bytes:
-    """Return a vocabulary entry's bytes; an entry outside the alphabet stands for its own characters."""
-    try:
-        return bytes([alphabet[character] for character in word])
-    except KeyError:
-        return word.encode()

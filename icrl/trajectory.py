@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from icrl.errors import DataError
 from icrl.types import Task, ToolCall, ToolResult, check
 
 __all__ = [
@@ -124,11 +125,12 @@ class Generation:
     """Seconds from request to last token."""
 
     def __post_init__(self) -> None:
-        check(len(self.logprobs) == len(self.ids), "Generation.logprobs", _lengths(self.logprobs, self.ids))
+        _check_length(self.logprobs, len(self.ids), "Generation.logprobs")
 
 
-def _lengths(got: tuple[Any, ...], want: tuple[Any, ...]) -> str:
-    return f"has {len(got)} entries for {len(want)} ids"
+def _check_length(got: tuple[Any, ...], want: int, field_name: str) -> None:
+    if len(got) != want:
+        raise DataError(f"{field_name}: has {len(got)} entries for {want} ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,14 +162,20 @@ class Segment:
     """The tool result that a `tool_result` segment shows."""
 
     def __post_init__(self) -> None:
+        size, logprobs = len(self.ids), self.logprobs
         sampled = self.source == "policy"
-        check((self.logprobs is not None) == sampled, "Segment.logprobs", "must be present iff source is 'policy'")
-        if self.logprobs is not None:
-            check(len(self.logprobs) == len(self.ids), "Segment.logprobs", _lengths(self.logprobs, self.ids))
-            check(all(map(math.isfinite, self.logprobs)), "Segment.logprobs", "must be finite")
-        check(sampled or not self.versions, "Segment.versions", "only sampled tokens have weight versions")
-        check(sampled or not self.calls, "Segment.calls", "only sampled tokens make calls")
-        check(all(c.end <= len(self.ids) for c in self.calls), "Segment.calls", "range runs past the segment")
+        check((logprobs is not None) == sampled, "Segment.logprobs", "must be present iff source is 'policy'")
+        if logprobs is None:
+            check(not self.versions, "Segment.versions", "only sampled tokens have weight versions")
+            check(not self.calls, "Segment.calls", "only sampled tokens make calls")
+            return
+        _check_length(logprobs, size, "Segment.logprobs")
+        check(_all_finite(logprobs), "Segment.logprobs", "must be finite")
+        check(all(c.end <= size for c in self.calls), "Segment.calls", "range runs past the segment")
+
+
+def _all_finite(values: Sequence[float]) -> bool:
+    return math.isfinite(sum(values)) or all(map(math.isfinite, values))  # a finite sum holds nothing else
 
 
 def shared_prefix(segments: Sequence[Segment]) -> int:
@@ -241,10 +249,15 @@ class Trajectory:
     def __post_init__(self) -> None:
         started = False
         for i, segment in enumerate(self.segments):
+            if started and segment.source == "prompt":
+                raise DataError(f"segments[{i}].source: prompt after the response")
             started = started or segment.source != "prompt"
-            check(not (started and segment.source == "prompt"), f"segments[{i}].source", "prompt after the response")
-        failed = self.stop_reason.failed
-        check((self.error is not None) == failed, "Trajectory.error", "must be present iff the run failed")
+        check((self.error is not None) == self.failed, "Trajectory.error", "must be present iff the run failed")
+
+    @property
+    def failed(self) -> bool:
+        """Whether something other than the policy ended it, so that it says nothing about the policy."""
+        return StopReason(self.stop_reason).failed
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -337,7 +350,7 @@ class Group:
     def scored(self) -> Iterator[tuple[Trajectory, float]]:
         """Iterate over the trajectories that did not fail, with their rewards."""
         pairs = zip(self.trajectories, self.rewards, strict=True)
-        return ((t, r) for t, r in pairs if not t.stop_reason.failed)
+        return ((t, r) for t, r in pairs if not t.failed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,7 +398,7 @@ class Row:
         for name in ("loss_mask", "logprobs"):
             column = getattr(self, name)
             check(len(column) == length, f"Row.{name}", f"has {len(column)} entries for {length} tokens")
-        check(all(map(math.isfinite, self.logprobs)), "Row.logprobs", "must be finite")
+        check(_all_finite(self.logprobs), "Row.logprobs", "must be finite")
         check(0 < self.prompt_length <= length, "Row.prompt_length", f"{self.prompt_length} of {length} tokens")
         check(not any(self.loss_mask[: self.prompt_length]), "Row.loss_mask", "trains prompt tokens")
         check(0 <= self.shared_prefix <= self.prompt_length, "Row.shared_prefix", "reaches into the response")

@@ -60,7 +60,8 @@ class ToolCall:
     """One past the last token of the call within its segment."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.start <= self.end, "ToolCall.end", f"range {self.start}:{self.end} runs backwards")
+        if not 0 <= self.start <= self.end:
+            raise DataError(f"ToolCall.end: range {self.start}:{self.end} runs backwards")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,15 +180,20 @@ class SamplingParams:
     """Selects the request's own random stream: token *i* depends on (seed, i) and the distribution only."""
 
     def __post_init__(self) -> None:
-        check(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            "temperature",
-            f"must be a finite number >= 0, not {self.temperature!r}",
-        )
-        check(0 < self.top_p <= 1, "top_p", f"must be in (0, 1], not {self.top_p!r}")
-        check(self.top_k >= 0, "top_k", f"must be >= 0 (0 keeps all tokens), not {self.top_k!r}")
-        check(self.max_tokens >= 1, "max_tokens", f"must be >= 1, not {self.max_tokens!r}")
+        # One is made for every turn, so the messages are only written where they are needed.
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise _refused("temperature", "a finite number >= 0", self.temperature)
+        if not 0 < self.top_p <= 1:
+            raise _refused("top_p", "in (0, 1]", self.top_p)
+        if not self.top_k >= 0:
+            raise _refused("top_k", ">= 0 (0 keeps all tokens)", self.top_k)
+        if not self.max_tokens >= 1:
+            raise _refused("max_tokens", ">= 1", self.max_tokens)
         check(all(self.stop), "stop", "must not contain an empty string")
+
+
+def _refused(field_name: str, wanted: str, value: object) -> DataError:
+    return DataError(f"{field_name}: must be {wanted}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,7 +128,7 @@ def event_streams(draw: st.DrawFn, *, stopped: bool = True) -> list[Event]:
         length += len(segment.ids) + sum(len(s.ids) for s in output)
     if stopped:
         reason = draw(st.sampled_from(StopReason))
-        failed = reason is StopReason.ERROR
+        failed = reason.failed
         events.append(
             RunStopped(
                 stop_reason=reason,

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
+import weakref
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +18,7 @@ from icrl.runtime import run as module
 from icrl.runtime.agent import Agent
 from icrl.runtime.tools.tool import Tool, ToolPolicy, tool
 from icrl.testing import ByteTokenizer, EchoTool, FailingTool, HangingTool, ScriptedEngine, fake_logprob
-from icrl.trajectory import StopReason, Trajectory
+from icrl.trajectory import Generation, StopReason, Trajectory
 from icrl.types import Limits, SamplingParams
 
 BYTES = ByteTokenizer()
@@ -501,3 +504,94 @@ async def test_a_request_asks_for_no_more_than_fits():
     assert second.max_tokens == 80 - (len(engine.requests[1].ids) - trajectory.prompt_length)
     assert first.stop == ("STOP", "</echo>", "</answer>")
     assert replace(first, seed=0, max_tokens=1) == replace(second, seed=0, max_tokens=1)
+
+
+# ---- the hot path
+
+
+@pytest.mark.parametrize("dialect", ["xml", "hermes"])
+async def test_long_results_are_encoded_outside_the_loop(dialect):
+    where: dict[int, bool] = {}
+
+    class Waiting(ByteTokenizer):
+        """Encodes long texts only once the loop has turned, which it cannot while it is blocked."""
+
+        def encode(self, text):
+            size = len(text if isinstance(text, str) else text.text)
+            outside = threading.current_thread() is not threading.main_thread()
+            where[size] = outside
+            if size > module.OFF_LOOP_CHARACTERS:
+                turned = threading.Event()
+                loop.call_soon_threadsafe(turned.set)
+                assert not outside or turned.wait(10)
+            return super().encode(text)
+
+    loop = asyncio.get_running_loop()
+    call = ECHO if dialect == "xml" else tool_call("echo", text="x")
+    for size, outside in ((100, False), (module.OFF_LOOP_CHARACTERS + 1, True)):
+        where.clear()
+        engine = ScriptedEngine([call, ANSWER], tokenizer=Waiting())
+        limits = Limits(max_tokens=100_000, max_observation_tokens=50_000)
+        trajectory = await execute(engine, dialect=dialect, tools=[answering("y" * size)], limits=limits)
+        assert trajectory.stop_reason is StopReason.ANSWER
+        assert {where[length] for length in where if length >= size} == {outside}
+        assert "y" * size in trajectory.response_text
+
+
+async def test_a_run_that_is_stopped_while_a_result_is_encoded_ends_with_what_it_has():
+    class Slow(ByteTokenizer):
+        def encode(self, text):
+            if len(text if isinstance(text, str) else text.text) > module.OFF_LOOP_CHARACTERS:
+                loop.call_soon_threadsafe(run.stop, StopReason.DEADLINE)
+                assert stopped.wait(10)
+            return super().encode(text)
+
+    loop, stopped = asyncio.get_running_loop(), threading.Event()
+    engine = ScriptedEngine([ECHO, ANSWER], tokenizer=Slow())
+    async with Agent(engine, tools=[answering("y" * 10_000)], limits=Limits(max_observation_tokens=50_000)) as agent:
+        run = agent.start("go", seed=1)
+        running = asyncio.create_task(run.execute())
+        await until(lambda: run._stop_reason)
+        stopped.set()
+        trajectory = await running
+    assert trajectory.stop_reason is StopReason.DEADLINE
+    assert trajectory.segments[-1].source == "policy"
+    assert idle(engine)
+
+
+@pytest.mark.parametrize("dialect", ["xml", "hermes"])
+async def test_what_waits_in_a_tool_holds_no_token_objects(dialect):
+    # Ids above the small integers, which Python keeps anyway, in a prompt of its own and a long thought.
+    hang = HangingTool()
+    call = "<hang> x </hang>" if dialect == "xml" else tool_call("hang", text="x")
+    said: list[weakref.ref[Generation]] = []
+
+    class Remembering(ScriptedEngine):
+        async def generate(self, *args, **options):
+            generation = await super().generate(*args, **options)
+            kept = Kept(**{f.name: getattr(generation, f.name) for f in fields(generation)})
+            said.append(weakref.ref(kept))
+            return kept
+
+    class Kept(Generation):  # without slots, so that it can be watched
+        pass
+
+    engine = Remembering(["y" * 400 + call])
+    async with Agent(engine, dialect=dialect, tools=[hang]) as agent:
+        run = agent.start("go", seed=1)
+        running = asyncio.create_task(run.execute())
+        await until(lambda: hang.calls)
+        gc.collect()
+        assert [reference() for reference in said] == [None]
+        assert len(run.recording.segments[-1].ids) > 400
+        run.stop()
+        assert (await running).stop_reason is StopReason.ABORTED
+
+
+async def test_stopping_within_a_call_event_ends_the_only_call():
+    hang = HangingTool()
+    async with Agent(ScriptedEngine(["<hang> x </hang>"]), tools=[hang]) as agent:
+        run = agent.start("go", emit=lambda event: run.stop() if isinstance(event, CallStarted) else None)
+        trajectory = await run.execute()
+    assert trajectory.stop_reason is StopReason.ABORTED
+    assert hang.cancellations == len(hang.calls)

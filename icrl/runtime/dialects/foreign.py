@@ -11,7 +11,7 @@ from typing import Any
 from icrl.tokenizer import Tokenizer
 from icrl.types import ToolResult
 
-__all__ = ["escape", "escape_all", "shown"]
+__all__ = ["escape", "escape_all", "escaped", "shown"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _INVISIBLE = r"[\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]"
@@ -50,6 +50,12 @@ def escape_all(value: Any, tags: Collection[str]) -> Any:
     return [escape_all(item, tags) for item in value] if isinstance(value, list | tuple) else value
 
 
+def escaped(result: ToolResult, tags: Collection[str]) -> ToolResult:
+    """Escape a result's text; the result itself where there is nothing to escape."""
+    text = escape(result.text, tags)
+    return result if text == result.text else replace(result, text=text)
+
+
 @lru_cache(maxsize=64)
 def _tags(names: tuple[str, ...]) -> re.Pattern[str]:
     alternatives = "|".join(map(re.escape, names))
@@ -72,12 +78,12 @@ def shown(tokenizer: Tokenizer, result: ToolResult, *, tags: Collection[str], ma
     """
     text, window = result.text, max_tokens * _CHARACTERS_PER_TOKEN
     if len(text) <= 2 * window:
-        whole = escape(text, tags)
+        whole = escaped(result, tags)
         # A token stands for at least one byte, so most results need no counting.
-        if len(whole.encode()) > max_tokens and len(ids := tokenizer.encode(whole)) > max_tokens:
-            cut = _cut(tokenizer, ids, ids, len(whole), tags, max_tokens)
+        if len(whole.text.encode()) > max_tokens and len(ids := tokenizer.encode(whole.text)) > max_tokens:
+            cut = _cut(tokenizer, ids, ids, len(whole.text), tags, max_tokens)
             return replace(result, text=cut, truncated=True)
-        return result if whole == text else replace(result, text=whole)
+        return whole
     # What lies this far from both ends is cut in any case, so the time for a long text depends on the limit alone.
     head, tail = (escape(part, tags) for part in (text[:window], text[-window:]))
     total = len(text) - 2 * window + len(head) + len(tail)

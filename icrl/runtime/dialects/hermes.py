@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from icrl.errors import DataError
 from icrl.runtime.dialects.arguments import read_object
-from icrl.runtime.dialects.foreign import escape, escape_all, shown
+from icrl.runtime.dialects.foreign import escape, escape_all
 from icrl.runtime.dialects.hermes_continued import continuation
 from icrl.runtime.dialects.hermes_parser import CallBlock, HermesParser
 from icrl.runtime.dialects.hermes_template import frame_of, function_schema, opens_thought
 from icrl.runtime.dialects.protocol import Reply
-from icrl.runtime.dialects.segments import conversation, observation, prompt_segments, separator
+from icrl.runtime.dialects.segments import conversation, prompt_segments, separator, told
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tokenizer import Rendered, Tokenizer
 from icrl.trajectory import Role, Segment
@@ -131,14 +132,13 @@ class HermesDialect:
             ConfigError: The chat template writes no tools, or not in this dialect.
         """
         frame = frame_of(tokenizer, len(results))
-        cut = [shown(tokenizer, result, tags=_TAGS, max_tokens=max_tokens) for result in results]
-        told = tuple(
-            observation(tokenizer, before + result.text + after, result, turn)
-            for result, (before, after) in zip(cut, frame.around, strict=True)
+        observed = tuple(
+            told(tokenizer, result, turn, wrap=partial(_between, *around), tags=_TAGS, max_tokens=max_tokens)
+            for result, around in zip(results, frame.around, strict=True)
         )
         ended = bool(sampled) and sampled[-1] == frame.end.id
         before = frame.before if ended else Rendered((frame.end,)) + frame.before
-        return separator(tokenizer, before, turn) + told + separator(tokenizer, frame.after, turn)
+        return separator(tokenizer, before, turn) + observed + separator(tokenizer, frame.after, turn)
 
     def well_formed(self, segments: Sequence[Segment]) -> bool:
         """Say whether a response is turns of sound calls, each followed by as many results, then an answer.
@@ -154,6 +154,10 @@ class HermesDialect:
             return False
         spoken = [_spoken(segment.text) for segment in turns]
         return bool(spoken[-1].strip()) and not any(map(_TAG.search, spoken))
+
+
+def _between(before: Rendered, after: Rendered, text: str) -> Rendered:
+    return before + text + after
 
 
 def _escaped(message: Message) -> Message:

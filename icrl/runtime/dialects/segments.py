@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from icrl.errors import DataError
+from icrl.runtime.dialects.foreign import escaped, shown
 from icrl.tokenizer import Rendered, Special, Tokenizer
 from icrl.trajectory import Role, Segment
 from icrl.types import Message, ToolResult
 
-__all__ = ["Conversation", "after_turn", "conversation", "observation", "prompt_segments", "separator"]
+__all__ = ["Conversation", "after_turn", "conversation", "observation", "prompt_segments", "separator", "told"]
+
+_CHARACTERS_THAT_MAY_FIT = 8
+"""Per token; longer texts are cut, as good as always."""
 
 
 class Conversation(NamedTuple):
@@ -59,8 +63,9 @@ def _shared_segment(tokenizer: Tokenizer, part: Rendered, role: Role) -> Segment
     return Segment(source="prompt", role=role, ids=tuple(tokenizer.encode(part)), text=part.text)
 
 
+@lru_cache(maxsize=256)
 def separator(tokenizer: Tokenizer, part: Rendered, turn: int) -> tuple[Segment, ...]:
-    """Encode what the template puts between turns; no segment where that is nothing."""
+    """Encode what the template puts between turns, once for all runs; no segment where that is nothing."""
     ids = tuple(tokenizer.encode(part))
     return (Segment(source="runtime", role="separator", ids=ids, text=part.text, turn=turn),) * bool(ids)
 
@@ -69,6 +74,35 @@ def observation(tokenizer: Tokenizer, part: Rendered, result: ToolResult, turn: 
     """Encode one wrapped result."""
     ids = tuple(tokenizer.encode(part))
     return Segment(source="tool", role="tool_result", ids=ids, text=part.text, turn=turn, result=result)
+
+
+def told(
+    tokenizer: Tokenizer,
+    result: ToolResult,
+    turn: int,
+    *,
+    wrap: Callable[[str], Rendered],
+    tags: Collection[str],
+    max_tokens: int,
+) -> Segment:
+    """Escape a result, cut it where it is too long (see `shown`), wrap it and encode it, as a rule once.
+
+    Args:
+        tokenizer: Encodes.
+        result: What the tool answered.
+        turn: Index of the turn.
+        wrap: Puts the text of a result into what the dialect writes around it.
+        tags: Names of tags to escape.
+        max_tokens: Tokens of the text to keep.
+    """
+    if len(result.text) <= max_tokens * _CHARACTERS_THAT_MAY_FIT:
+        whole = escaped(result, tags)
+        segment = observation(tokenizer, wrap(whole.text), whole, turn)
+        # A text that fits together with what is around it fits alone, so most texts are encoded only once.
+        if len(segment.ids) <= max_tokens:
+            return segment
+    cut = shown(tokenizer, result, tags=tags, max_tokens=max_tokens)
+    return observation(tokenizer, wrap(cut.text), cut, turn)
 
 
 def after_turn(tokenizer: Tokenizer, rendered: Rendered) -> tuple[Special | None, Rendered]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from icrl.errors import DataError
-from icrl.runtime.dialects.foreign import escape, shown
+from icrl.runtime.dialects.foreign import escape
 from icrl.runtime.dialects.inline import inline_prompt, user_turn
 from icrl.runtime.dialects.protocol import Reply
-from icrl.runtime.dialects.segments import observation
+from icrl.runtime.dialects.segments import told
 from icrl.runtime.dialects.xml_parser import Block, XmlParser, grammar
 from icrl.runtime.dialects.xml_text import (
     assistant_text,
@@ -142,11 +142,10 @@ class XmlDialect:
     ) -> tuple[Segment, ...]:
         """Render results as information that continues the model's turn; see `Dialect.observe`."""
         tags = reserved_tags(result.name for result in results)
-        cut = [shown(tokenizer, result, tags=tags, max_tokens=max_tokens) for result in results]
         ended = bool(sampled) and sampled[-1] in tokenizer.eos_ids
-        wrapped = [information(r.text).strip() if ended else information(r.text) for r in cut]
-        told = tuple(observation(tokenizer, Rendered() + w, r, turn) for w, r in zip(wrapped, cut, strict=True))
-        return user_turn(tokenizer, told, turn) if ended else told
+        wrap = _information_alone if ended else _information
+        observed = tuple(told(tokenizer, r, turn, wrap=wrap, tags=tags, max_tokens=max_tokens) for r in results)
+        return user_turn(tokenizer, observed, turn) if ended else observed
 
     def well_formed(self, segments: Sequence[Segment]) -> bool:
         """Say whether a response is (thought, call, information) once or more, then thought, answer.
@@ -158,6 +157,14 @@ class XmlDialect:
         if len(turns) < 2 or len(turns) != results + 1 or turns[-1].calls:
             return False
         return all(map(_is_call_turn, turns[:-1])) and _LAST_TURN.fullmatch(turns[-1].text) is not None
+
+
+def _information(text: str) -> Rendered:
+    return Rendered() + information(text)
+
+
+def _information_alone(text: str) -> Rendered:
+    return Rendered() + information(text).strip()
 
 
 def _told(message: Message, tools: Sequence[ToolSpec]) -> str:

@@ -9,7 +9,7 @@ from icrl.runtime.dialects.fence import FenceDialect
 from icrl.runtime.engines.stop import StopStrings
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.testing import ByteTokenizer
-from icrl.trajectory import Segment, Trajectory
+from icrl.trajectory import Segment, StopReason, Trajectory
 from icrl.types import Demonstration, Message, Step, Task, ToolCall, ToolResult
 
 BYTES = ByteTokenizer()
@@ -49,7 +49,7 @@ def ids_of(segments):
 
 
 def shared(segments):
-    return Trajectory(id="t", task=Task(query="q"), segments=segments, stop_reason="aborted").shared_prefix
+    return Trajectory(id="t", task=Task(query="q"), segments=segments, stop_reason=StopReason.ABORTED).shared_prefix
 
 
 # ---- prompts

@@ -11,7 +11,7 @@ from icrl.errors import ConfigError, DataError
 from icrl.runtime.dialects.hermes import HermesDialect
 from icrl.runtime.dialects.hermes_template import function_schema
 from icrl.runtime.tools.tool import ToolSpec
-from icrl.trajectory import Segment, Trajectory
+from icrl.trajectory import Segment, StopReason, Trajectory
 from icrl.types import Demonstration, Message, Step, Task, ToolCall, ToolResult
 
 HERMES = HermesDialect()
@@ -72,7 +72,7 @@ def ids_of(segments):
 
 
 def shared(segments):
-    return Trajectory(id="t", task=Task(query="q"), segments=segments, stop_reason="aborted").shared_prefix
+    return Trajectory(id="t", task=Task(query="q"), segments=segments, stop_reason=StopReason.ABORTED).shared_prefix
 
 
 def calling(count):

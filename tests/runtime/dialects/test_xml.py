@@ -9,7 +9,7 @@ from icrl.runtime.dialects.xml import XmlDialect
 from icrl.runtime.tools.tool import ToolSpec
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
-from icrl.trajectory import Segment, Trajectory
+from icrl.trajectory import Segment, StopReason, Trajectory
 from icrl.types import Demonstration, Message, Step, Task, ToolCall, ToolResult
 
 TINY = ChatTokenizer.load(BASE_DIR)
@@ -95,7 +95,7 @@ def ids_of(segments):
 
 def shared(segments):
     task = Task(query="q")
-    return Trajectory(id="t", task=task, segments=segments, stop_reason="aborted").shared_prefix
+    return Trajectory(id="t", task=task, segments=segments, stop_reason=StopReason.ABORTED).shared_prefix
 
 
 def test_the_prompt_is_the_proven_one_token_for_token():
