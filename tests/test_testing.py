@@ -126,7 +126,7 @@ def test_logprobs_are_lawful(token, position):
     ("reply", "sampling", "text", "reason"),
     [
         ("call</search>", {"stop": ("</search>",)}, "call</search>", "stop"),
-        ("call</search> more", {"stop": ("</search>",)}, "call</search> more", "eos"),
+        ("call</search> more", {"stop": ("</search>",)}, "call</search>", "stop"),
         ("abcdef", {"max_tokens": 4}, "abcd", "length"),
         ([104, 105], {}, "hi", "length"),
         ([104, END], {}, "h", "eos"),

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from icrl.errors import EngineError
 from icrl.runtime.engines.protocol import EngineInfo, OnDelta, PauseMode, check_request
+from icrl.testing.script import Reply, Script, Speaker, fake_logprob
 from icrl.testing.tokenizer import ByteTokenizer
 from icrl.tokenizer import Tokenizer
-from icrl.trajectory import FinishReason, Generation, VersionSpan
+from icrl.trajectory import Generation, VersionSpan
 from icrl.types import SamplingParams
 
-__all__ = ["Request", "ScriptedEngine", "fake_logprob"]
-
-
-def fake_logprob(token: int, position: int) -> float:
-    """Return the log-probability that `ScriptedEngine` reports for a token at a position of the whole sequence.
-
-    Example:
-        >>> fake_logprob(104, 7)
-        -0.39453125
-    """
-    return -((token * 37 + position * 11) % 255 + 1) / 256
-
-
-Reply = str | Sequence[int]
-"""What to say: text, or exact ids."""
-
-Script = Callable[[Sequence[int]], Reply]
-"""Decides what to say from the ids so far."""
+__all__ = ["Request", "ScriptedEngine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +47,9 @@ class _Live:
 class ScriptedEngine:
     """An engine that says what it is told; also a `WeightSink`, for which weights are only a number.
 
-    A text reply ends with the end token, unless it ends with one of the request's stop strings; a reply of ids is
-    given as it is. Either is cut at the request's token budget. Log-probabilities are `fake_logprob`.
+    A text reply ends with the end token; a reply of ids is taken as it is. Either ends where a model's would: at an
+    end token, at the token that completes a stop string, at the request's budget. Log-probabilities are
+    `fake_logprob`.
 
     Args:
         replies: What to say: a function of the ids so far, or the replies of a session's turns in order (requests
@@ -94,16 +78,15 @@ class ScriptedEngine:
         context_limit: int = 32_768,
         weight_version: int = 0,
     ) -> None:
-        self._replies = replies
         self._latency_s = latency_s
         self._context_limit = context_limit
         self._weight_version = weight_version
-        self._turns: Counter[str | None] = Counter()
         self._live: dict[str, _Live] = {}
         self._running = asyncio.Event()
         self._running.set()
         self.tokenizer: Tokenizer = tokenizer or ByteTokenizer()
         """Encodes replies."""
+        self._speaker = Speaker(replies, self.tokenizer, name="scripted")
         self.requests: list[Request] = []
         """Everything it was asked, in order."""
         self.closed = False
@@ -147,16 +130,17 @@ class ScriptedEngine:
         self.requests.append(
             Request(ids=prompt, params=params, request_id=request_id, session=session, shared_prefix=shared_prefix)
         )
-        reply, reason = self._reply(prompt, params, session)
+        budget = min(params.max_tokens, self._context_limit - len(prompt))
+        said = self._speaker.reply(prompt, budget=budget, stop=params.stop, session=session)
         live = self._live[request_id] = _Live()
         try:
-            await self._speak(live, reply, on_delta)
+            await self._speak(live, said.ids, on_delta)
         finally:
             del self._live[request_id]
         return Generation(
             ids=tuple(live.ids),
             logprobs=tuple(fake_logprob(token, len(prompt) + i) for i, token in enumerate(live.ids)),
-            finish_reason=reason if len(live.ids) == len(reply) else "abort",
+            finish_reason=said.reason if len(live.ids) == len(said.ids) else "abort",
             versions=_spans(live.versions),
             prompt_tokens=len(prompt),
             wall_s=time.monotonic() - started,
@@ -196,31 +180,6 @@ class ScriptedEngine:
             raise EngineError("is closed", engine="scripted")
         if request_id in self._live:
             raise EngineError(f"request id {request_id!r} is in use", engine="scripted")
-
-    def _reply(
-        self, prompt: tuple[int, ...], params: SamplingParams, session: str | None
-    ) -> tuple[list[int], FinishReason]:
-        """Return what to say and why it ends."""
-        reply = self._replies(prompt) if callable(self._replies) else self._next(self._replies, session)
-        ids = self.tokenizer.encode(reply) if isinstance(reply, str) else list(reply)
-        stopped = any(self.tokenizer.decode(ids).endswith(stop) for stop in params.stop)
-        if isinstance(reply, str) and not stopped:
-            ids.append(max(self.tokenizer.eos_ids))
-        room = min(params.max_tokens, self._context_limit - len(prompt))
-        if len(ids) > room:
-            return ids[:room], "length"
-        if ids and ids[-1] in self.tokenizer.eos_ids:
-            return ids, "eos"
-        return ids, "stop" if stopped else "length"
-
-    def _next(self, replies: Sequence[Reply], session: str | None) -> Reply:
-        turn = self._turns[session]
-        if turn >= len(replies):
-            raise EngineError(
-                f"the script has {len(replies)} replies; session {session!r} wants more", engine="scripted"
-            )
-        self._turns[session] += 1
-        return replies[turn]
 
     async def _speak(self, live: _Live, reply: list[int], on_delta: OnDelta | None) -> None:
         step_s = self._latency_s / max(1, len(reply))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,7 @@ from icrl.errors import ToolError
 from icrl.runtime.tools.tool import ToolPolicy, ToolSpec
 from icrl.seeds import seed_for
 
-__all__ = ["EchoTool", "FailingTool", "FaultyTool", "HangingTool"]
+__all__ = ["EchoTool", "FailingTool", "FaultyTool", "HangingTool", "HeavyTailedTool"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,3 +170,63 @@ class FaultyTool(_FakeTool):
                 return fault
             drawn -= share
         return ""
+
+
+@dataclass(slots=True, kw_only=True)
+class HeavyTailedTool(_FakeTool):
+    """Answers with its `text` after a time that is mostly short and now and then very long.
+
+    Times are log-normal: `median_s * exp(sigma * z)`, some of them `tail_factor` times that. How long a call takes
+    depends on its number and the seed only.
+
+    Example:
+        >>> tool = HeavyTailedTool.tail(seed=1)
+        >>> times = sorted(map(tool.latency_s, range(10_000)))
+        >>> round(times[5000], 2), times[-1] > 8
+        (0.3, True)
+    """
+
+    name: str = "slow"
+    """What the model calls it."""
+    median_s: float = 0.3
+    """Seconds that half of the calls need at most."""
+    sigma: float = 0.5
+    """Standard deviation of the logarithm of the time."""
+    tail_share: float = 0.0
+    """Share of calls that take `tail_factor` times as long."""
+    tail_factor: float = 30.0
+    """How much longer these take."""
+    cap_s: float = math.inf
+    """Seconds of a call at most."""
+    scale: float = 1.0
+    """Every time is multiplied by this; for tests that have none."""
+    seed: int = 0
+    """Chooses the times."""
+    spent_s: list[float] = field(default_factory=list)
+    """Seconds of every call, in order."""
+
+    @classmethod
+    def tail(cls, *, scale: float = 1.0, seed: int = 0) -> HeavyTailedTool:
+        """Log-normal around 0.3 s with sigma 0.5; one call in a hundred takes 30 times as long."""
+        return cls(median_s=0.3, sigma=0.5, tail_share=0.01, scale=scale, seed=seed)
+
+    @classmethod
+    def lognorm(cls, *, scale: float = 1.0, seed: int = 0) -> HeavyTailedTool:
+        """Log-normal around 0.5 s with sigma 1, at most 60 s."""
+        return cls(median_s=0.5, sigma=1.0, cap_s=60.0, scale=scale, seed=seed)
+
+    def latency_s(self, number: int) -> float:
+        """Return the seconds that a call takes, by its number."""
+        stream = random.Random(seed_for(self.seed, "latency", number))  # the name alone decides: no global state
+        seconds = self.median_s * math.exp(self.sigma * stream.gauss())
+        if stream.random() < self.tail_share:
+            seconds *= self.tail_factor
+        return min(seconds, self.cap_s) * self.scale
+
+    async def __call__(self, arguments: Mapping[str, Any]) -> str:
+        """Wait, and answer with the text."""
+        seconds = self.latency_s(len(self.calls))
+        self.calls.append(arguments)
+        self.spent_s.append(seconds)
+        await asyncio.sleep(seconds)
+        return str(next(iter(arguments.values()), ""))

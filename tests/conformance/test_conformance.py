@@ -1,0 +1,99 @@
+"""One list of laws for all engines; the real server is examined in tests/sglang."""
+
+import asyncio
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+
+import pytest
+from examined import WORDS, base_subject, base_weights
+
+from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
+from icrl.runtime.engines.pool import EnginePool
+from icrl.runtime.engines.sglang.engine import SGLangEngine
+from icrl.testing import Babble, ByteTokenizer, Capacity, ScriptedEngine, SGLangStub, fake_logprob
+from icrl.testing.conformance import CHECKS, Subject
+from icrl.tiny import BASE_DIR
+
+ENDING = b"that is all"
+SPEED = Capacity(tokens_per_s_per_request=500)
+
+
+def script_of(tokenizer, babble):
+    """Babble, but for a prompt after which everything is said."""
+    ending = tokenizer.encode(ENDING.decode())
+    return lambda ids: "bye" if list(ids) == ending else babble(ids)
+
+
+def reported(prompt, ids, temperature):
+    return [fake_logprob(token, position) for position, token in enumerate(ids, len(prompt))]
+
+
+@asynccontextmanager
+async def scripted():
+    engine = ScriptedEngine(script_of(ByteTokenizer(), Babble(length=200)), latency_s=0.4)
+    async with aclosing(engine):
+        yield Subject(
+            engine=engine,
+            tokenizer=engine.tokenizer,
+            prompt=b"once upon a time",
+            ending=ENDING,
+            logprobs=reported,
+            weights=tuple,
+        )
+
+
+@asynccontextmanager
+async def stubs(count, *, incremental=False, version="0.5.23", pooled=False):
+    def open_stub():
+        babble = Babble(ids=range(300, 1300), length=400)
+        return SGLangStub(
+            script_of(WORDS, babble),
+            tokenizer=WORDS,
+            version=version,
+            capacity=SPEED,
+            incremental=incremental,
+            context_limit=2048,
+            model_path=str(BASE_DIR),
+        )
+
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(open_stub()) for _ in range(count)]
+        engines = [SGLangEngine(server.address, tokenizer=WORDS) for server in servers]
+        engine = await stack.enter_async_context(aclosing(EnginePool(engines) if pooled else engines[0]))
+        await engine.start()
+
+        async def live():
+            return sum(len(server.live) for server in servers)
+
+        yield Subject(
+            engine=engine,
+            tokenizer=WORDS,
+            prompt=WORDS.encode("The mayor of Rikor is"),
+            ending=WORDS.encode(ENDING.decode()),
+            logprobs=reported,
+            weights=lambda: base_weights().items(),
+            live=live,
+        )
+        assert all(server.alive for server in servers)
+
+
+@asynccontextmanager
+async def local():
+    engine = LocalEngine(LocalEngineConfig(model=str(BASE_DIR), device="cpu"), tokenizer=WORDS)
+    async with aclosing(engine):
+        await engine.start()
+        yield await asyncio.to_thread(base_subject, engine)
+
+
+ENGINES = {
+    "scripted": scripted,
+    "local": local,
+    "sglang": lambda: stubs(1),
+    "sglang-0.5.19": lambda: stubs(1, version="0.5.19", incremental=True),
+    "pool": lambda: stubs(2, pooled=True),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ENGINES)
+async def test_engine_conforms(name, check):
+    await check(ENGINES[name])

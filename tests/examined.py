@@ -1,0 +1,47 @@
+"""The embedded model as a subject of the conformance checks, whatever runs it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from icrl.testing.conformance import Subject
+from icrl.tiny import BASE_DIR
+from icrl.tokenizer import ChatTokenizer
+from icrl.types import Message
+
+WORDS = ChatTokenizer.load(BASE_DIR)
+
+
+@functools.cache
+def base_weights() -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(BASE_DIR / "model.safetensors")
+
+
+@functools.cache
+def base_model() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype="float32").eval()
+
+
+def full_pass(prompt: Sequence[int], ids: Sequence[int], temperature: float) -> list[float]:
+    """Log-probabilities from one ordinary forward pass."""
+    import torch
+
+    with torch.inference_mode():
+        logits = base_model()(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    return (logits / (temperature or 1.0)).log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+
+
+def base_subject(engine: Any, **known: Any) -> Subject:
+    """The embedded model: it asks itself questions for ever, and answers one that it is asked."""
+    base_model()
+    (asked,) = WORDS.render([Message(role="user", content="What is the code of Rikor?")])
+    known = {"weights": lambda: base_weights().items(), "logprobs": full_pass, "long_tokens": 150, **known}
+    return Subject(
+        engine=engine, tokenizer=WORDS, prompt=WORDS.encode("Question:"), ending=WORDS.encode(asked), **known
+    )
