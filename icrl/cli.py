@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": ("icrl.commands.serve", "serve a model with its tools, for OpenAI clients and for people"),
     "serve-retriever": ("icrl.commands.serve_retriever", "serve a search index to other processes or machines"),
     "index": ("icrl.commands.index", "build a search index from a JSONL corpus"),
+    "sglang": ("icrl.commands.sglang", "start an SGLang server for training, on GPUs or on a CPU"),
 }
 """Name → module with a `main(argv)`, and what the command does."""
 

@@ -93,6 +93,11 @@ def alive(processes: set[tuple[int, str]]) -> list[int]:
     return found
 
 
+def command_lines(processes: set[tuple[int, str]]) -> list[str]:
+    """Return the command lines of some processes, as everybody can read them."""
+    return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid, _ in processes]
+
+
 @asynccontextmanager
 async def server_process(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[ServerProcess]:
     """Run Python with arguments as a server; it is killed if it is still there at the end."""

@@ -10,7 +10,7 @@ from icrl import cli
 from icrl.errors import ConfigError
 from icrl.testing import ScriptedEngine
 
-COMMANDS = ["run", "train", "eval", "serve", "serve-retriever", "index"]
+COMMANDS = ["run", "train", "eval", "serve", "serve-retriever", "index", "sglang"]
 
 
 def test_help_lists_every_command(capsys):

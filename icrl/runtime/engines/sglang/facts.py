@@ -28,6 +28,8 @@ class ServerFacts:
     """Tokens of prompt plus generation."""
     weight_version: str
     """Name of the weights at connect: `default`, or what the last update called them."""
+    deterministic: bool = False
+    """Whether it samples by the request's seed (`--enable-deterministic-inference`)."""
 
     @property
     def brackets_updates(self) -> bool:

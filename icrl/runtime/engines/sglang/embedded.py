@@ -1,0 +1,216 @@
+"""SGLang in this process, without HTTP: `sglang.Engine` behind the engine's protocol.
+
+For programs that run in SGLang's own environment. SGLang starts processes of its own, installs signal handlers, and at
+its end kills *every* child process of this one, whoever started it; a server of its own (`SGLangEngine`) does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+
+from icrl.errors import ConfigError, EngineError, MissingExtraError, WeightSyncError
+from icrl.runtime.engines.protocol import EngineInfo, OnDelta, PauseMode, check_request
+from icrl.runtime.engines.sglang.aborts import Aborts
+from icrl.runtime.engines.sglang.connect import parse_version
+from icrl.runtime.engines.sglang.live import Live, unique_rid
+from icrl.runtime.engines.sglang.sampling import body
+from icrl.runtime.engines.sglang.streaming import Arrived
+from icrl.runtime.engines.sglang.versions import Versions
+from icrl.runtime.engines.sglang.wire import Answer, check_end, check_tokens, finish_reason, spans
+from icrl.trajectory import Generation
+from icrl.types import SamplingParams
+
+__all__ = ["EmbeddedEngine"]
+
+OLDEST = (0, 5, 21)
+"""The oldest version whose weights can be replaced as it is done here."""
+_CAPABILITIES = frozenset({"logprobs", "abort", "prefix_cache", "weights", "deltas"})
+_DELTA_TOKENS = 4
+_ABORT_S = 5.0
+"""Seconds that SGLang has to give an aborted request back."""
+
+
+class EmbeddedEngine:
+    """SGLang in this process.
+
+    Open it in the main thread before the event loop runs; afterwards it belongs to the loop that first uses it.
+
+    Args:
+        model: Directory of the model, or its name at a hub.
+        options: SGLang's own settings, such as `tp_size=2`.
+
+    Raises:
+        MissingExtraError: SGLang is not installed.
+        ConfigError: Its version is too old.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self._version = _installed()
+        import sglang  # type: ignore[import-not-found, unused-ignore]
+
+        self._engine = sglang.Engine(model_path=model, **options)
+        self._manager: Any = self._engine.tokenizer_manager
+        config = self._manager.model_config
+        self._versions = Versions("default")
+        self._live: dict[str, Live] = {}
+        self._aborts = Aborts(self._end_there, patience_s=_ABORT_S)
+        self._closed = False
+        self._info = EngineInfo(
+            name=f"sglang {self._version} ({model})",
+            vocab_size=int(config.vocab_size),
+            context_limit=int(config.context_len),
+            capabilities=_CAPABILITIES,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine can do."""
+        return self._info
+
+    async def generate(
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        session: str | None = None,
+        shared_prefix: int = 0,
+        on_delta: OnDelta | None = None,
+    ) -> Generation:
+        """Sample a continuation of `ids`; see `Engine.generate`. Prefixes are found without hints.
+
+        Raises:
+            EngineError: The request is out of bounds, its id is in use, or SGLang refuses it.
+        """
+        if self._closed or request_id in self._live:
+            problem = "is closed" if self._closed else f"request id {request_id!r} is in use"
+            raise EngineError(problem, engine=self._info.name)
+        check_request(self._info, ids)
+        live = Live(rid=unique_rid(request_id), prompt_tokens=len(ids), arrived=Arrived(engine=self._info.name))
+        self._live[request_id] = live
+        request = self._request(live, ids, params, watched=on_delta is not None)
+        try:
+            return await self._converse(live, request, params, on_delta)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise EngineError(str(error), engine=self._info.name) from error
+        except BaseException:
+            self._manager.abort_request(rid=live.rid)
+            raise
+        finally:
+            live.done.set()
+            del self._live[request_id]
+
+    async def abort(self, request_id: str) -> None:
+        """Make the pending request return what it has, whether or not SGLang has begun it."""
+        live = self._live.get(request_id)
+        if live is not None:
+            self._aborts.end(live)
+
+    async def pause(self, mode: PauseMode = "in_place") -> None:
+        """Stop sampling; `abort` returns partials, the others continue after `resume`."""
+        from sglang.srt.managers.io_struct import (  # type: ignore[import-not-found, unused-ignore]
+            PauseGenerationReqInput,
+        )
+
+        await self._manager.pause_generation(PauseGenerationReqInput(mode=mode))
+
+    async def resume(self) -> None:
+        """Sample again."""
+        from sglang.srt.managers.io_struct import (  # type: ignore[import-not-found, unused-ignore]
+            ContinueGenerationReqInput,
+        )
+
+        await self._manager.continue_generation(ContinueGenerationReqInput())
+
+    async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
+        """Replace the weights and raise the version.
+
+        The cache is emptied where nothing is running; pause with `abort` or `retract` so that nothing is.
+
+        Raises:
+            WeightSyncError: SGLang refused; it may hold some of the new weights.
+        """
+        from sglang.srt.managers import io_struct  # type: ignore[import-not-found, unused-ignore]
+
+        payload = await asyncio.to_thread(self._engine._serialize_tensors_per_rank, list(weights), None)
+        request = io_struct.UpdateWeightsFromTensorReqInput(
+            serialized_named_tensors=payload, flush_cache=True, weight_version=str(version)
+        )
+        for step in (
+            self._manager.begin_weight_update(io_struct.BeginWeightUpdateReqInput(), None),
+            self._manager.update_weights_from_tensor(request, None),
+            self._manager.end_weight_update(io_struct.EndWeightUpdateReqInput(), None),
+        ):
+            succeeded, message = await step
+            if not succeeded:
+                raise WeightSyncError(f"{self._info.name}: {message}")
+        self._info = replace(self._info, weight_version=version)
+
+    async def aclose(self) -> None:
+        """Abort everything and end SGLang's processes, and with them every other child of this process."""
+        if not self._closed:
+            self._closed = True
+            for live in self._live.values():
+                self._aborts.end(live)
+            await self._aborts.finish()
+            await asyncio.to_thread(self._engine.shutdown)
+
+    async def _end_there(self, rid: str) -> None:
+        self._manager.abort_request(rid=rid)
+
+    def _request(self, live: Live, ids: Sequence[int], params: SamplingParams, *, watched: bool) -> dict[str, Any]:
+        """Return the arguments of a request: those of the server's protocol."""
+        room = self._info.context_limit - len(ids)
+        chunk_tokens = _DELTA_TOKENS if watched else None
+        request: dict[str, Any] = msgspec.json.decode(
+            body(b"", params, rid=live.rid, room=room, chunk_tokens=chunk_tokens)
+        )
+        return {**request, "input_ids": list(ids)}
+
+    async def _converse(
+        self, live: Live, request: dict[str, Any], params: SamplingParams, on_delta: OnDelta | None
+    ) -> Generation:
+        try:
+            async with live.scope:
+                await self._take(live, request, on_delta)
+        except TimeoutError:
+            if not live.aborted:
+                raise
+            return live.partial(self._versions)
+        return self._result(live, params)
+
+    async def _take(self, live: Live, request: dict[str, Any], on_delta: OnDelta | None) -> None:
+        arrived = live.arrived
+        replies = await self._engine.async_generate(**request)
+        async for reply in replies if request["stream"] else _one(replies):
+            before = len(arrived.ids)
+            arrived.take(msgspec.convert(reply, Answer))
+            check_end(arrived.finish, engine=self._info.name)
+            if on_delta is not None and len(arrived.ids) > before:
+                on_delta(arrived.ids[before:])
+
+    def _result(self, live: Live, params: SamplingParams) -> Generation:
+        arrived, name = live.arrived, self._info.name
+        reason = finish_reason(arrived.finish, params.stop, engine=name)
+        check_tokens(arrived.ids, self._info.vocab_size, engine=name)
+        return live.generation(reason, spans(arrived.meta, len(arrived.ids), self._versions, engine=name))
+
+
+async def _one(reply: Any) -> AsyncIterator[Any]:
+    yield reply
+
+
+def _installed() -> str:
+    try:
+        found = version("sglang")
+    except PackageNotFoundError:
+        raise MissingExtraError("sglang", extra="sglang") from None
+    if parse_version(found) < OLDEST:
+        raise ConfigError(f"SGLang {found} in this process is too old; from {'.'.join(map(str, OLDEST))} on it works")
+    return found

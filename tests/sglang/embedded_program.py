@@ -1,0 +1,85 @@
+"""What a program does with SGLang in its own process; run by SGLang's own Python, prints one line of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+
+from safetensors.torch import load_file
+
+from icrl.errors import EngineError
+from icrl.runtime.engines.protocol import Engine
+from icrl.runtime.engines.sglang.embedded import EmbeddedEngine
+from icrl.types import SamplingParams
+
+PROMPT = [5, 6, 7, 8]
+GREEDY = SamplingParams(temperature=0.0, max_tokens=6)
+LONG = SamplingParams(temperature=1.0, max_tokens=1500)
+
+
+def plain(generation):
+    return {
+        "ids": generation.ids,
+        "logprobs": generation.logprobs,
+        "finish": generation.finish_reason,
+        "versions": [(span.version, span.start, span.end) for span in generation.versions],
+        "cached": generation.cached_tokens,
+    }
+
+
+async def refusal(engine, ids):
+    try:
+        await engine.generate(ids, GREEDY, request_id="refused")
+    except EngineError as error:
+        return str(error)
+
+
+async def main(engine, model):
+    found = {"protocol": isinstance(engine, Engine), "limits": (engine.info.vocab_size, engine.info.context_limit)}
+    found["whole"] = plain(await engine.generate(PROMPT, GREEDY, request_id="a"))
+    deltas = []
+    streamed = await engine.generate(PROMPT, GREEDY, request_id="b", on_delta=deltas.extend)
+    found["streamed"], found["deltas"] = plain(streamed), deltas
+    found["refusals"] = [await refusal(engine, []), await refusal(engine, [engine.info.vocab_size])]
+    async with asyncio.TaskGroup() as group:
+        many = [group.create_task(engine.generate(PROMPT, GREEDY, request_id=f"m{i}")) for i in range(8)]
+    found["together"] = [plain(task.result())["ids"] for task in many]
+
+    running = asyncio.create_task(engine.generate(PROMPT, LONG, request_id="long"))
+    await asyncio.sleep(0.5)
+    await engine.abort("long")
+    found["aborted"] = plain(await running)
+
+    running = asyncio.create_task(engine.generate(PROMPT, LONG, request_id="cancelled"))
+    await asyncio.sleep(0.2)
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+    weights = {name: tensor.float() for name, tensor in load_file(os.path.join(model, "model.safetensors")).items()}
+    running = asyncio.create_task(engine.generate(PROMPT, LONG, request_id="spanning"))
+    await asyncio.sleep(0.3)
+    await engine.pause("retract")
+    await engine.update(((name, tensor * 1.05) for name, tensor in weights.items()), 3)
+    await engine.resume()
+    found["spanning"] = plain(await running)
+    found["changed"] = plain(await engine.generate(PROMPT, GREEDY, request_id="c"))
+    await engine.pause("abort")
+    await engine.update(weights.items(), 4)
+    await engine.resume()
+    found["back"] = plain(await engine.generate(PROMPT, GREEDY, request_id="d"))
+    found["version"] = engine.info.weight_version
+    await engine.aclose()
+    found["closed"] = await refusal(engine, PROMPT)
+    return found
+
+
+if __name__ == "__main__":
+    model = sys.argv[1]
+    settings = {"device": "cpu", "attention_backend": "torch_native", "dtype": "float32", "max_total_tokens": 16384}
+    engine = EmbeddedEngine(model, **settings)
+    sys.stdout.write("\n" + json.dumps(asyncio.run(main(engine, model))) + "\n")
+    sys.stdout.flush()
