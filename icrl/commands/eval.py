@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +16,7 @@ from rich.table import Table
 from icrl.commands.shots import take_shots
 from icrl.config import load
 from icrl.errors import ConfigError, ToolError
-from icrl.runtime.agent import Agent
-from icrl.runtime.model import find_model
-from icrl.runtime.settings import AgentSettings
+from icrl.runtime.agent import Agent, whole_turns
 from icrl.runtime.store import TrajectoryStore
 from icrl.runtime.tools.tool import Tool, ToolPolicy, ToolSpec
 from icrl.runtime.toolset import ToolingConfig, open_tools
@@ -28,7 +26,7 @@ from icrl.train.evaluate import evaluate
 from icrl.train.metrics import Evaluation
 from icrl.train.tasks import load_tasks
 from icrl.trajectory import Group
-from icrl.types import Demonstration, SamplingParams, Task
+from icrl.types import Demonstration, Task
 from icrl.wire import encode
 
 __all__ = ["EvalCommand", "main"]
@@ -39,7 +37,10 @@ class EvalCommand:
     """Evaluate a model on questions with known answers."""
 
     model: Annotated[str | None, tyro.conf.Positional] = None
-    """Hugging Face name, directory, or run directory; the embedded base model if not given."""
+    """Hugging Face name, directory, run directory, or address of a server (`http://127.0.0.1:30000`, several joined by
+    commas; `openai:URL#MODEL`); the embedded base model if not given."""
+    tokenizer: str | None = None
+    """Directory or name of the model's tokenizer, where a server's own is not on this machine."""
     world: str = "search"
     """Embedded world whose held-out questions and demonstrations are taken: `search`, `code` or `mixed`."""
     tasks: Path | None = None
@@ -79,11 +80,10 @@ def main(argv: Sequence[str]) -> None:
     tasks = world_tasks(world.held_out) if command.tasks is None else load_tasks(command.tasks)
     tasks = tasks[: command.limit or None]
     demonstrations = take_shots(command.demos or world, command.shots)
-    switched_off = AgentSettings.load(find_model(command.model)) if command.no_tools else None
     path = command.trajectories
     # Opened first: a path that cannot be written shows before the work, not after it.
     with contextlib.nullcontext() if path is None else TrajectoryStore(path, keep_bytes=0) as store:
-        result, groups = asyncio.run(_evaluate(command, tasks, demonstrations, switched_off))
+        result, groups = asyncio.run(_evaluate(command, tasks, demonstrations))
         if store is not None:
             store.append(t for group in groups for t in group.trajectories)
     if command.json:
@@ -93,24 +93,41 @@ def main(argv: Sequence[str]) -> None:
 
 
 async def _evaluate(
-    command: EvalCommand,
-    tasks: Sequence[Task],
-    demonstrations: Sequence[Demonstration],
-    switched_off: AgentSettings | None,
+    command: EvalCommand, tasks: Sequence[Task], demonstrations: Sequence[Demonstration]
 ) -> tuple[Evaluation, list[Group]]:
-    # The base was trained with no tool yet, so a world brings its own.
-    tools: Sequence[Tool | str] | None = find_world(command.world).tools if command.model is None else None
-    if switched_off is not None:
-        tools = [SwitchedOff(tool) for tool in await open_tools(tools or switched_off.tools, switched_off)]
-    async with Agent(command.model, tools=tools, tooling=command.tooling) as agent:
+    async with _opened(command) as agent:
         return await evaluate(
             agent,
             tasks,
             demonstrations=demonstrations,
-            sampling=SamplingParams(temperature=command.temperature),
+            sampling=whole_turns(command.temperature),
             samples=command.samples,
             seed=command.seed,
         )
+
+
+@contextlib.asynccontextmanager
+async def _opened(command: EvalCommand) -> AsyncIterator[Agent]:
+    # The base was trained with no tool yet, so a world brings its own.
+    tools: Sequence[Tool | str] | None = find_world(command.world).tools if command.model is None else None
+    own = [] if command.no_tools else tools
+    tooling = None if command.no_tools else command.tooling
+    async with Agent(command.model, tokenizer=command.tokenizer, tools=own, tooling=tooling) as agent:
+        if not command.no_tools:
+            yield agent
+            return
+        model = agent.model
+        settings = model.settings
+        async with Agent(
+            model.engine,
+            tokenizer=model.tokenizer,
+            dialect=model.dialect,
+            instruction=settings.instruction,
+            limits=settings.limits,
+            tools=[SwitchedOff(tool) for tool in await open_tools(tools or settings.tools, settings)],
+            tooling=command.tooling,
+        ) as without:
+            yield without
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from rich.text import Text
 from icrl.commands.shots import take_shots
 from icrl.config import load
 from icrl.events import Event, RunFinished, RunStarted, TextDelta, ToolOutput
-from icrl.runtime.agent import Agent
+from icrl.runtime.agent import Agent, whole_turns
 from icrl.tiny import DEMONSTRATIONS
 from icrl.trajectory import Segment, Trajectory
 from icrl.types import SamplingParams
@@ -43,15 +43,18 @@ class RunCommand:
     question: Annotated[str, tyro.conf.Positional]
     """What to ask."""
     model: str | None = None
-    """Hugging Face name, directory, or run directory; the embedded base model if not given."""
+    """Hugging Face name, directory, run directory, or address of a server (`http://127.0.0.1:30000`, several joined by
+    commas; `openai:URL#MODEL`); the embedded base model if not given."""
+    tokenizer: str | None = None
+    """Directory or name of the model's tokenizer, where a server's own is not on this machine."""
     shots: int = 0
     """Demonstrations to show."""
     demos: Path = DEMONSTRATIONS
     """YAML or JSONL of demonstrations; the embedded world's by default."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
-    max_tokens: int = 1024
-    """Tokens that one turn may sample."""
+    max_tokens: int | None = None
+    """Tokens that one turn may sample; all that the model's limits leave if not given."""
     seed: int = 0
     """Random stream, where the temperature is not 0."""
     json: bool = False
@@ -63,10 +66,17 @@ def main(argv: Sequence[str]) -> None:
     command = load(RunCommand, argv, prog="icrl run", description="Answer a question and show every step.")
     agent = Agent(
         command.model,
+        tokenizer=command.tokenizer,
         demonstrations=take_shots(command.demos, command.shots),
-        sampling=SamplingParams(temperature=command.temperature, max_tokens=command.max_tokens),
+        sampling=_sampling(command),
     )
     asyncio.run(_run(agent, command, Console(highlight=False)))
+
+
+def _sampling(command: RunCommand) -> SamplingParams:
+    if command.max_tokens is None:
+        return whole_turns(command.temperature)
+    return SamplingParams(temperature=command.temperature, max_tokens=command.max_tokens)
 
 
 async def _run(agent: Agent, command: RunCommand, console: Console) -> None:

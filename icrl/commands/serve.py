@@ -10,8 +10,6 @@ from icrl.commands.shots import take_shots
 from icrl.config import load
 from icrl.imports import require
 from icrl.runtime.agent import Agent
-from icrl.runtime.model import find_model
-from icrl.runtime.settings import AgentSettings
 from icrl.serve.config import ServeConfig
 
 __all__ = ["main"]
@@ -27,13 +25,13 @@ def main(argv: Sequence[str]) -> None:
     demonstrations = take_shots(config.demos, config.shots)
 
     def open_agent() -> Agent:
-        settings = AgentSettings.load(find_model(config.model)) or AgentSettings()
         return Agent(
             config.model,
+            tokenizer=config.tokenizer,
             tools=config.tools,
             index=config.index,
             demonstrations=demonstrations,
-            limits=config.limits.over(settings.limits),
+            limits=config.limits.over,
         )
 
     lines = LineWriter()

@@ -28,7 +28,9 @@ from icrl.tokenizer import Tokenizer
 from icrl.trajectory import Segment, Trajectory
 from icrl.types import Demonstration, Limits, Message, SamplingParams, Task
 
-__all__ = ["Agent", "Result"]
+__all__ = ["Agent", "Result", "whole_turns"]
+
+UNBOUNDED = 2**31 - 1
 
 Query = str | Sequence[Message] | Task
 
@@ -47,7 +49,8 @@ class Agent:
     """Runs queries through the loop of generating, calling tools and observing.
 
     Args:
-        model: A Hugging Face name or directory, a run directory of `icrl.train`, or an `Engine`; the embedded
+        model: A Hugging Face name or directory, a run directory of `icrl.train`, the address of an SGLang server
+            (`http://127.0.0.1:30000`; several are joined by commas), `openai:URL#MODEL`, or an `Engine`; the embedded
             model if not given.
         tools: What the model may call: tools, names of tools such as `"search"`, or a `Toolbox`; by default what the
             model was trained with.
@@ -56,9 +59,11 @@ class Agent:
         dialect: `"xml"`, `"hermes"`, `"fence"` or a `Dialect`; by default the one the model was trained with.
         instruction: Replaces the dialect's instruction.
         demonstrations: Worked examples to show in every prompt.
-        limits: When a run has to end.
-        sampling: How to sample; `seed` is ignored, as every run gets its own.
-        tokenizer: Needed only where `model` is an `Engine` without a `tokenizer` attribute.
+        limits: When a run has to end; or what makes that of the model's own limits.
+        sampling: How to sample; `seed` is ignored, as every run gets its own. By default a turn may take all tokens
+            that the limits leave.
+        tokenizer: A tokenizer, its directory or its name; needed only where `model` is an `Engine` without a
+            `tokenizer` attribute, or a server whose tokenizer is not on this machine.
 
     Raises:
         ConfigError: An argument does not fit (at construction), or the model cannot be opened (at the first run).
@@ -81,9 +86,9 @@ class Agent:
         dialect: str | Dialect | None = None,
         instruction: str | None = None,
         demonstrations: Sequence[Demonstration] = (),
-        limits: Limits | None = None,
+        limits: Limits | Callable[[Limits], Limits] | None = None,
         sampling: SamplingParams | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Tokenizer | str | Path | None = None,
     ) -> None:
         self._source = model
         self._dialect = find_dialect(dialect) if isinstance(dialect, str) else dialect
@@ -94,7 +99,7 @@ class Agent:
         self._tooling = tooling
         self._tokenizer = tokenizer
         self._demonstrations = tuple(demonstrations)
-        self._sampling = sampling or SamplingParams()
+        self._sampling = sampling or whole_turns()
         self._users = 0
         self._opening: asyncio.Task[Model] | None = None
 
@@ -267,6 +272,11 @@ class Agent:
             sampling=sampling,
             emit=emit,
         )
+
+
+def whole_turns(temperature: float = 1.0) -> SamplingParams:
+    """Return how to sample where nobody bounds a turn: it may take all tokens that the limits leave, as in training."""
+    return SamplingParams(temperature=temperature, max_tokens=UNBOUNDED)
 
 
 def _within(demonstrations: Sequence[Demonstration], offer: Offer) -> tuple[Demonstration, ...]:

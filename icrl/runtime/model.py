@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from icrl.errors import ConfigError, nearest
 from icrl.runtime.dialect import Dialect, find_dialect
+from icrl.runtime.engines.address import is_address, open_address
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
+from icrl.runtime.engines.member import Startable
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.settings import AgentSettings
 from icrl.runtime.tools.offer import Offer
@@ -84,52 +86,61 @@ async def open_model(
     settings: AgentSettings | None = None,
     dialect: Dialect | None = None,
     instruction: str | None = None,
-    limits: Limits | None = None,
+    limits: Limits | Callable[[Limits], Limits] | None = None,
     tools: Tools | None = None,
     index: str | None = None,
     tooling: ToolingConfig | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
 ) -> Model:
     """Open a model and its tools.
 
     Args:
-        source: A directory, a Hugging Face name, an engine, or `None` for the embedded model.
+        source: A directory, a Hugging Face name, an address (see `icrl.runtime.engines.address`), an engine, or `None`
+            for the embedded model.
         settings: Replaces the settings stored with the model.
         dialect: Replaces the dialect that the settings name.
         instruction: Replaces the instruction.
-        limits: Replaces the limits.
+        limits: Replaces the limits, or makes new ones of the stored ones.
         tools: Replaces the tools that the settings name: tools, names of tools, or a toolbox.
         index: Replaces the search index that the settings name.
         tooling: A cache and a journal for the tools.
-        tokenizer: Replaces the model's tokenizer; needed for an engine that has none.
+        tokenizer: Replaces the model's tokenizer: a tokenizer, its directory or its name. Needed for an engine that has
+            none, and for a server whose tokenizer is not on this machine.
 
     Raises:
-        ConfigError: There is no such model, tool or index.
+        ConfigError: There is no such model, tool or index, or the address is not what it seems.
         DataError: The settings stored with the model, or the index, are damaged.
+        EngineError: Nobody answers at the address.
     """
-    engine, its_tokenizer, stored = await asyncio.to_thread(_prepare, source, tokenizer)
+    engine, its_tokenizer, stored = await _connect_or_prepare(source, tokenizer)
     settings = settings or stored or AgentSettings()
     settings = replace(
         settings,
         instruction=settings.instruction if instruction is None else instruction,
-        limits=limits or settings.limits,
+        limits=limits(settings.limits) if callable(limits) else limits or settings.limits,
         index=index or settings.index,
     )
-    model = Model(
-        engine=engine,
-        tokenizer=its_tokenizer,
-        dialect=dialect or find_dialect(settings.dialect),
-        toolbox=await open_toolbox(settings.tools if tools is None else tools, settings, tooling),
-        settings=settings,
-        owns_engine=engine is not source,
-    )
+    owns_engine = engine is not source
+    try:
+        model = Model(
+            engine=engine,
+            tokenizer=its_tokenizer,
+            dialect=dialect or find_dialect(settings.dialect),
+            toolbox=await open_toolbox(settings.tools if tools is None else tools, settings, tooling),
+            settings=settings,
+            owns_engine=owns_engine,
+        )
+    except BaseException:
+        if owns_engine:
+            await engine.aclose()
+        raise
     await _start(model)
     return model
 
 
 async def _start(model: Model) -> None:
-    """Load the weights now: what is wrong with a model shows before anything runs on it."""
-    if isinstance(model.engine, LocalEngine):
+    """Load the weights or connect now: what is wrong with a model shows before anything runs on it."""
+    if isinstance(model.engine, Startable):
         try:
             await model.engine.start()
         except BaseException:
@@ -137,10 +148,28 @@ async def _start(model: Model) -> None:
             raise
 
 
+async def _connect_or_prepare(
+    source: str | Path | Engine | None, tokenizer: Tokenizer | str | Path | None
+) -> tuple[Engine, Tokenizer, AgentSettings | None]:
+    """Return an engine, its tokenizer, and the settings stored with the model."""
+    if isinstance(source, str) and is_address(source):
+        connection = await open_address(source, tokenizer=tokenizer)
+        try:
+            directory = connection.directory
+            stored = None if directory is None else await asyncio.to_thread(AgentSettings.load, directory)
+        except BaseException:
+            await connection.engine.aclose()
+            raise
+        return connection.engine, connection.tokenizer, stored
+    return await asyncio.to_thread(_prepare, source, tokenizer)
+
+
 def _prepare(
-    source: str | Path | Engine | None, tokenizer: Tokenizer | None
+    source: str | Path | Engine | None, tokenizer: Tokenizer | str | Path | None
 ) -> tuple[Engine, Tokenizer, AgentSettings | None]:
     """Return an engine that has loaded nothing yet, its tokenizer, and the settings stored with the model."""
+    if isinstance(tokenizer, str | Path):
+        tokenizer = ChatTokenizer.load(tokenizer)
     if source is None or isinstance(source, str | Path):
         directory = find_model(source)
         tokenizer = tokenizer or ChatTokenizer.load(directory)
@@ -165,8 +194,8 @@ def find_model(source: str | Path | None) -> Path:
 
     if source is None:
         return BASE_DIR
-    if str(source).startswith(("http://", "https://")):
-        raise ConfigError(f"model: {str(source)!r} is an address; this version opens directories and hub names only")
+    if is_address(source):
+        raise ConfigError(f"model: {str(source)!r} is an address; here a directory or a hub name is needed")
     path = Path(source).expanduser()
     for directory in (path / "model", path):
         if (directory / "config.json").is_file():

@@ -63,9 +63,11 @@ class _Reading:
         elif message.role == "system":
             self.messages.append(message)
         elif message.role == "assistant" and not self._results and self._is_one_turn(message):
-            said = self.messages.pop()
-            content = "\n\n".join(filter(None, (said.content, message.content)))
-            self._ask(place, replace(said, content=content, tool_calls=said.tool_calls + message.tool_calls))
+            while self._is_one_turn(message):  # all that was said since anybody else spoke
+                said = self.messages.pop()
+                content = "\n\n".join(filter(None, (said.content, message.content)))
+                message = replace(said, content=content, tool_calls=said.tool_calls + message.tool_calls)
+            self._ask(place, message)
         else:
             self.settle()
             self._ask(place, message)

@@ -13,7 +13,7 @@ from icrl.serve.chat_request import ChatRequest, read_ask
 from icrl.serve.exchange import Exchange
 from icrl.serve.keys import CALLER, CONFIG, MODEL_NAME, SERVICE, TRAJECTORIES
 from icrl.serve.models import check_model
-from icrl.serve.problem import engine_failed
+from icrl.serve.problem import engine_failed, invalid
 from icrl.serve.stream import HEARTBEAT, send
 
 __all__ = ["add_routes"]
@@ -35,6 +35,8 @@ async def complete(request: web.Request) -> web.StreamResponse:
         request.app[SERVICE].admitted(request[CALLER]) as lease,
         Exchange(lease, ask, choices=choices) as exchange,
     ):
+        if body.logprobs and "logprobs" not in lease.agent.model.engine.info.capabilities:
+            raise invalid("logprobs", "the model is asked for text only, and gives none; leave it out")
         request[TRAJECTORIES] = [run.id for run in exchange.runs]
         reply = ChatReply(request.app[MODEL_NAME], body, exchange, lease.agent.model.tokenizer)
         if body.stream:

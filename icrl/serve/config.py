@@ -92,7 +92,10 @@ class ServeConfig:
     """Serve a model with its tools."""
 
     model: Annotated[str | None, tyro.conf.Positional] = None
-    """Directory, run directory or Hugging Face name; the embedded base model if not given."""
+    """Hugging Face name, directory, run directory, or address of a server (`http://127.0.0.1:30000`, several joined by
+    commas; `openai:URL#MODEL`); the embedded base model if not given."""
+    tokenizer: str | None = None
+    """Directory or name of the model's tokenizer, where a server's own is not on this machine."""
     name: str | None = None
     """What clients call the model; the model's own name if not given."""
     host: str = "127.0.0.1"

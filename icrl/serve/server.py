@@ -18,6 +18,7 @@ from aiohttp import web
 
 from icrl.errors import ConfigError, IcrlError
 from icrl.runtime.agent import Agent
+from icrl.runtime.engines.address import is_address, name_of
 from icrl.serve.app import build_app
 from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
@@ -220,7 +221,9 @@ def _welcome(server: Server, tell: Callable[[str], None]) -> None:
 
 
 def _name(model: str | None) -> str:
-    """Name a model for clients by the last part of its path."""
+    """Name a model for clients by the last part of its path, or by its address."""
+    if model is not None and is_address(model):
+        return name_of(model)
     return "icrl-embedded" if model is None else Path(model).name or model
 
 

@@ -40,6 +40,8 @@ Watcher = Callable[[str], Callable[[Event], None]]
 WARM_UP = SamplingParams(temperature=0.0, max_tokens=1)
 WARM_UP_TIMEOUT_S = 600.0
 BUSY_RETRY_S = 1.0
+MINIMUM_S = 0.01
+"""What is left for a request whose slot came at the last moment."""
 ENDING_S = 10.0
 """How long runs that were ended may take to hand over what they have."""
 _LOG = logging.getLogger("icrl.serve")
@@ -51,6 +53,8 @@ class Lease:
 
     agent: Agent
     """An open agent; it stays open until the lease ends, also when the service has moved on to another."""
+    ends_at: float
+    """When the request has to be answered, on the clock of `time.monotonic`; the wait for a slot counts."""
     _service: Service
 
     def offer(self, ask: Ask) -> Offer:
@@ -82,7 +86,7 @@ class Lease:
             own,
             max_tokens=_least(own.max_tokens, ask.max_tokens),
             max_tool_calls=_least(own.max_tool_calls, ask.max_tool_calls),
-            deadline_s=min(own.deadline_s, self._service.request_timeout_s),
+            deadline_s=min(own.deadline_s, max(MINIMUM_S, self.ends_at - time.monotonic())),
         )
         try:
             run = self.agent.start(
@@ -170,11 +174,6 @@ class Service:
         """How often the model was replaced."""
 
     @property
-    def request_timeout_s(self) -> float:
-        """Seconds that one answer may take."""
-        return self._admission.request_timeout_s
-
-    @property
     def agent(self) -> Agent | None:
         """The agent that new requests get; `None` until the model is loaded."""
         return self._agent
@@ -243,6 +242,7 @@ class Service:
         Raises:
             Problem: 503 where the service is not ready, 429 where too much is going on.
         """
+        ends_at = time.monotonic() + self._admission.request_timeout_s
         if self.state != "ready":
             raise _not_ready(self.state)
         if self._callers[caller] >= self._admission.max_per_key:
@@ -260,7 +260,7 @@ class Service:
                     raise _not_ready(self.state)
                 await agent.__aenter__()  # it is open already; from here on the lease holds it, too
                 try:
-                    yield Lease(agent, self)
+                    yield Lease(agent, ends_at, self)
                 finally:
                     await self._release(agent)
             finally:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from icrl.errors import ConfigError, DataError
+from icrl.errors import ConfigError, DataError, EngineError
 from icrl.runtime import model as module
 from icrl.runtime.dialect import HermesDialect, XmlDialect
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
@@ -65,12 +66,6 @@ def test_what_is_neither_directory_nor_hub_name_is_refused(source, tmp_path, mon
         find_model(source)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:30000", "https://example.org/v1"])
-async def test_an_address_is_refused_by_name(address):
-    with pytest.raises(ConfigError, match="is an address; this version opens directories"):
-        await open_model(address)
-
-
 def test_a_hub_name_is_fetched(monkeypatch):
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(BASE_DIR))
@@ -126,6 +121,33 @@ async def test_what_is_given_wins_over_what_is_stored():
     plain = await open_model(ScriptedEngine([]), settings=stored, tools=[])
     assert isinstance(plain.dialect, HermesDialect)
     assert plain.settings.instruction == "Stored."
+
+
+async def test_limits_may_be_made_of_the_stored_ones(own_directory):
+    model = await open_model(own_directory, limits=lambda own: replace(own, max_tokens=own.max_turns * 100))
+    await model.aclose()
+    assert (model.limits.max_turns, model.limits.max_tokens) == (5, 500)
+
+
+async def test_a_tokenizer_may_be_named(directory):
+    model = await open_model(ScriptedEngine([]), tokenizer=directory)
+    assert model.tokenizer.name == str(directory)
+
+
+async def test_an_engine_that_has_to_connect_is_started():
+    class Connecting(ScriptedEngine):
+        starts = 0
+
+        async def start(self):
+            self.starts += 1
+            if self.starts > 1:
+                raise EngineError("gone", engine="e")
+
+    engine = Connecting([])
+    await open_model(engine)
+    assert engine.starts == 1
+    with pytest.raises(EngineError, match="gone"):
+        await open_model(engine)
 
 
 async def test_a_directory_is_opened_with_the_settings_beside_it(own_directory):

@@ -40,6 +40,7 @@ def test_a_turn_in_several_items_is_one():
         told("a"),
         told("b"),
     )
+    assert pair(USER, said, said, asks("a"), told("a"))[1] == asks("a", content="I ask.\n\nI ask.")
     assert pair(USER, asks("a"), said, told("a"))[1] == asks("a", content="I ask.")
 
 

@@ -1,0 +1,132 @@
+"""Watching the servers of a pool: probes, ejection, and letting servers in again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+from icrl.errors import IcrlError
+from icrl.runtime.engines.member import Member, MemberState
+from icrl.runtime.engines.pool_config import PoolConfig
+
+__all__ = ["Health", "refused"]
+
+Admit = Callable[[Member], Awaitable[None]]
+
+_LOG = logging.getLogger(__name__)
+
+
+def refused(error: BaseException | None) -> bool:
+    """Say whether nobody listens at an address, as far as the chain of an error tells.
+
+    Example:
+        >>> refused(IcrlError("no answer")), refused(ConnectionRefusedError())
+        (False, True)
+    """
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError) or isinstance(
+            getattr(error, "os_error", None), ConnectionRefusedError
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Health:
+    """Probes servers, ejects those that fail, and tries to let ejected ones in again.
+
+    Args:
+        members: The servers.
+        config: When to probe and when to eject.
+        admit: Connects to a server that is out and lets it in, or raises the reason why it stays out.
+        changed: Called after any server's state changed.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        config: PoolConfig,
+        *,
+        admit: Admit,
+        changed: Callable[[], None],
+    ) -> None:
+        self._members = members
+        self._config = config
+        self._admit = admit
+        self._changed = changed
+        self._watches: list[asyncio.Task[None]] = []
+        self._checks: dict[int, asyncio.Task[None]] = {}
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._watches = [asyncio.create_task(self._watch(member)) for member in self._members]
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+        for task in (*self._watches, *self._checks.values()):
+            task.cancel()
+        await asyncio.gather(*self._watches, *self._checks.values(), return_exceptions=True)
+
+    def eject(self, member: Member, why: str, *, state: MemberState = "away") -> None:
+        """Give a server no more requests, and send those that it has elsewhere."""
+        if member.state == "used":
+            _LOG.warning("%s is not used any more: %s", member.name, why)
+        member.turn(state, why)
+        member.outcomes.clear()
+        self._changed()
+        for request in tuple(member.requests):
+            request.leave(why)
+
+    async def check(self, member: Member) -> None:
+        """Probe a server now, as when a request failed there; eject it unless it answers.
+
+        Requests that fail at the same time share one probe.
+        """
+        check = self._checks.get(member.index)
+        if check is None:
+            check = self._checks[member.index] = asyncio.create_task(self._probe(member, failures=1))
+            check.add_done_callback(lambda _: self._checks.pop(member.index, None))
+        await asyncio.wait([check])  # whoever asks may be cancelled; the others still want to know
+
+    async def _probe(self, member: Member, *, failures: int) -> None:
+        """Probe once; eject the server if so many of its last probes failed, this one included."""
+        if member.state != "used":
+            return
+        try:
+            async with asyncio.timeout(self._config.probe_timeout_s):
+                member.note(await member.server.probe())
+                return
+        except TimeoutError:
+            why, at_once = f"did not answer a probe within {self._config.probe_timeout_s:g} s", False
+        except (IcrlError, OSError) as error:
+            why, at_once = str(error), refused(error)
+        member.outcomes.append(False)
+        if member.state == "used" and (at_once or member.outcomes.count(False) >= failures):
+            self.eject(member, why)
+
+    async def _watch(self, member: Member) -> None:
+        """Probe a server that is used, and try to let in one that is not, for ever."""
+        every_s = self._config.probe_every_s
+        while True:
+            await asyncio.sleep(random.uniform(0.75 * every_s, 1.25 * every_s))
+            if member.state == "used":
+                await self._probe(member, failures=self._config.probe_failures)
+            else:
+                await self.let_in(member, self._admit)
+
+    async def let_in(self, member: Member, admit: Admit) -> None:
+        """Try to let in a server that is out; where that fails, remember why."""
+        try:
+            await admit(member)
+        except TimeoutError:
+            member.why = "did not answer in time when it was to be used again"
+        except (IcrlError, OSError) as error:
+            member.why = str(error)
+        except Exception as error:
+            _LOG.exception("%s cannot be used", member.name)
+            member.why = f"{type(error).__name__}: {error}"
+        if member.state == "used":
+            _LOG.info("%s is used", member.name)
+        self._changed()
