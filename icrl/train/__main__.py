@@ -20,6 +20,7 @@ from icrl.train.config import TrainConfig
 from icrl.train.data import Data, load_data
 
 if TYPE_CHECKING:
+    from icrl.train.ranks import Ranks
     from icrl.train.summary import Report
 
 __all__ = ["main"]
@@ -45,7 +46,23 @@ def main(argv: Sequence[str]) -> None:
     # Whatever can be wrong with the input is found before anything is written.
     find_model(config.model)
     data = load_data(config)
-    _train(config, _prepare(config), data)
+    _train_together(config, data)
+
+
+def _train_together(config: TrainConfig, data: Data) -> None:
+    """Lead, or follow whoever leads."""
+    from icrl.train.ranks import Ranks
+
+    ranks = Ranks.from_environment()
+    if ranks.leads:
+        directory = _prepare(config)
+        ranks.tell("directory", directory)
+        _train(config, directory, data, ranks)
+        return
+    from icrl.train.following import follow
+
+    _, directory = ranks.hear()
+    follow(config, directory, ranks)
 
 
 def _resumed(given: TrainConfig, argv: Sequence[str]) -> TrainConfig:
@@ -75,7 +92,7 @@ def _prepare(config: TrainConfig) -> Path:
     return directory
 
 
-def _train(config: TrainConfig, directory: Path, data: Data) -> None:
+def _train(config: TrainConfig, directory: Path, data: Data, ranks: Ranks) -> None:
     from icrl.train.clock import process_age_s
     from icrl.train.curriculum import Stages
     from icrl.train.live import LiveView
@@ -88,7 +105,7 @@ def _train(config: TrainConfig, directory: Path, data: Data) -> None:
         config.schedule, promote_at=config.promote_at, finish_at=config.finish_at, window=config.promote_window
     )
     view = LiveView(curriculum, console=console)
-    with open_session(config, directory, data, curriculum, view) as session:
+    with open_session(config, directory, data, curriculum, view, ranks) as session:
         startup_s = process_age_s()
         with view:
             if session.checkpoint is None:
@@ -97,6 +114,7 @@ def _train(config: TrainConfig, directory: Path, data: Data) -> None:
             if finished:
                 session.evaluate(config.evaluation.tasks)
                 session.save_model()
+        ranks.tell("done")
         facts = session.facts(
             startup_s=startup_s, finished=finished, next_commands=_next(config, directory, session.data, finished)
         )

@@ -16,7 +16,16 @@ from icrl.trajectory import Row
 __all__ = ["batch_of", "padded"]
 
 
-def batch_of(rows: Sequence[Row], *, pad_id: int, multiple_of: int = 1, device: torch.device) -> dict[str, Any]:
+def batch_of(
+    rows: Sequence[Row],
+    *,
+    pad_id: int,
+    multiple_of: int = 1,
+    device: torch.device,
+    version: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, Any]:
     """Pad rows into the dictionary that `GRPOTrainer._compute_loss` reads (TRL 1.16).
 
     Args:
@@ -24,20 +33,24 @@ def batch_of(rows: Sequence[Row], *, pad_id: int, multiple_of: int = 1, device: 
         pad_id: Fills the gaps; attention never sees it.
         multiple_of: Rows with an empty loss mask are added until the count divides by this.
         device: Where the tensors live.
+        version: Weight version of the trainer.
+        rank: Which share of the rows to take.
+        world: Shares, all of the same size.
 
     Returns:
         `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`, `tool_mask`,
-        `old_per_token_logps` [B, C]; `advantages`, `shared_prefix` [B]; `num_items_in_batch` [].
+        `old_per_token_logps` [B, C]; `advantages`, `shared_prefix`, `on_policy` [B] (whether all of a row was sampled
+        under the trainer's version); `num_items_in_batch` [], the trained tokens of all shares.
 
     Raises:
         DataError: A row has no advantage.
     """
-    rows = padded(rows, multiple_of)
+    items = sum(sum(row.loss_mask) for row in rows)
+    rows = padded(rows, multiple_of * world)[rank::world]
     prompts = [row.token_ids[: row.prompt_length] for row in rows]
     completions = [row.token_ids[row.prompt_length :] for row in rows]
     masks = [row.loss_mask[row.prompt_length :] for row in rows]
     logprobs = [row.logprobs[row.prompt_length :] for row in rows]
-    tool_mask_BC = _right(masks, 0, torch.long)
     return {
         name: tensor.to(device)
         for name, tensor in {
@@ -45,11 +58,12 @@ def batch_of(rows: Sequence[Row], *, pad_id: int, multiple_of: int = 1, device: 
             "prompt_mask": _left([[1] * len(p) for p in prompts], 0),
             "completion_ids": _right(completions, pad_id, torch.long),
             "completion_mask": _right([[1] * len(c) for c in completions], 0, torch.long),
-            "tool_mask": tool_mask_BC,
+            "tool_mask": _right(masks, 0, torch.long),
             "old_per_token_logps": _right(logprobs, 0.0, torch.float32),
             "advantages": torch.tensor([_advantage(row) for row in rows], dtype=torch.float32),
             "shared_prefix": torch.tensor([row.shared_prefix for row in rows]),
-            "num_items_in_batch": tool_mask_BC.sum(),
+            "on_policy": torch.tensor([row.weight_versions == (version, version) for row in rows]),
+            "num_items_in_batch": torch.tensor(items),
         }.items()
     }
 

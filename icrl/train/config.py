@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from icrl.errors import ConfigError
+from icrl.errors import ConfigError, nearest
+from icrl.runtime.engines.protocol import PauseMode
+from icrl.runtime.rollout import RolloutPolicy
 from icrl.runtime.settings import EMBEDDED, AgentSettings
 from icrl.runtime.toolset import ToolingConfig
 from icrl.tiny.worlds import find_world
@@ -21,10 +23,12 @@ __all__ = [
     "OptimizerConfig",
     "RewardWeights",
     "RolloutConfig",
+    "SyncConfig",
     "TrainConfig",
 ]
 
 QUESTION_REWARD = "question"
+ENGINES = ("local", "sglang")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +43,42 @@ class RolloutConfig:
     """Sampling temperature; the loss uses the same."""
     concurrency: int = 256
     """Trajectories in flight at most."""
+    staleness: int = 0
+    """Updates that the rollouts of a step may overlap; 0 rolls out and updates in turns."""
+    oversample: float = 1.0
+    """Tasks begun a step, as a multiple of `prompts`; the step is complete with the first `prompts` groups whose
+    rewards differ, which favours short trajectories."""
+    policy: RolloutPolicy = field(default_factory=RolloutPolicy)
+    """What becomes of trajectories that fail or stall, and of groups that teach nothing."""
 
     def __post_init__(self) -> None:
         _at_least(1, "rollout.prompts", self.prompts)
+        _at_least(0, "rollout.staleness", self.staleness)
+        if not self.oversample >= 1:
+            raise ConfigError(f"rollout.oversample: must be >= 1, not {self.oversample}")
         _at_least(2, "rollout.group_size", self.group_size)
         _at_least(1, "rollout.concurrency", self.concurrency)
         if self.temperature <= 0:
             raise ConfigError(f"rollout.temperature: must be > 0 to explore, not {self.temperature}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncConfig:
+    """How weights get to engines of other processes, and how far the two may differ."""
+
+    transport: Literal["disk", "tensor", "distributed"] = "disk"
+    """Through a directory that trainer and servers share, through shared memory, or through a process group."""
+    pause: PauseMode = "in_place"
+    """What becomes of running requests: they go on, `retract` computes their keys and values again, `abort` ends."""
+    verify: bool = False
+    """Compare checksums after every update."""
+    max_logprob_gap: float | None = 0.1
+    """Largest mean difference (nats a token) between the engine's log-probabilities and the trainer's, on tokens
+    sampled under the trainer's own weights; beyond it the run stops. `null` only measures."""
+
+    def __post_init__(self) -> None:
+        if self.max_logprob_gap is not None and not self.max_logprob_gap > 0:
+            raise ConfigError(f"sync.max_logprob_gap: must be > 0 nats or null, not {self.max_logprob_gap}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +175,9 @@ class TrainConfig:
     """Which embedded world to learn, without `--tasks`: looking facts up, arithmetic with Python, or both."""
     model: str | None = None
     """Hugging Face name or directory; the embedded model if not given."""
+    engine: str = "local"
+    """What samples: `local` (in this process), `sglang` (a server of its own is started for the run), or the address
+    of running servers, such as `http://127.0.0.1:30000`; several are joined by commas."""
     tasks: Path | None = None
     """JSONL of `{question, answers}` to train on; those of `--world` if not given."""
     heldout: Path | None = None
@@ -195,6 +231,8 @@ class TrainConfig:
     """A cache of the tools' answers, or a journal of their calls."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """How trajectories are made."""
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    """How weights get to the engine."""
     weights: RewardWeights = field(default_factory=RewardWeights)
     """What the `question` reward pays for."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -214,6 +252,11 @@ class TrainConfig:
                 " (rollout.prompts x rollout.group_size)"
             )
         _at_least(1, "promote_window", self.promote_window)
+        if self.engine not in ENGINES and not self.engine.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"engine: {self.engine!r} is neither {' nor '.join(ENGINES)} nor an address such as "
+                f"http://127.0.0.1:30000.{nearest(self.engine, ENGINES)}"
+            )
         if self.deterministic:
             self._check_deterministic()
         if self.own_task and self.world != "search":
@@ -226,6 +269,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in (wanted, None):
                 raise ConfigError(f"{name}: deterministic runs need {wanted}, not {value}")
+        if self.engine != "local":
+            raise ConfigError(f"engine: deterministic runs need local, not {self.engine}")
+        if self.rollout.staleness or self.rollout.oversample > 1:
+            raise ConfigError("rollout.staleness, rollout.oversample: what they do depends on time; leave them out")
 
     @property
     def torch_threads(self) -> int | None:

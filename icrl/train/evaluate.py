@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from icrl.runtime.agent import Agent
+from icrl.runtime.agent import Agent, whole_turns
 from icrl.runtime.rollout import Plan, Rollout
 from icrl.seeds import seed_for
 from icrl.train.metrics import Evaluation
@@ -50,7 +50,10 @@ async def evaluate(
     started = time.monotonic()
     reward = checked(QuestionReward(well_formed=agent.model.dialect.well_formed, match=match))
     rollout = Rollout(
-        agent, score=reward, sampling=sampling or SamplingParams(temperature=0.0), concurrency=concurrency
+        agent,
+        score=reward,
+        sampling=sampling or whole_turns(temperature=0.0),
+        concurrency=concurrency,
     )
     plans = [
         Plan(

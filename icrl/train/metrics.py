@@ -44,15 +44,19 @@ class StepMetrics:
     informative_groups: int = 0
     """Groups whose rewards differ."""
     generate_s: float = 0.0
-    """Seconds of the rollout phase, tools included."""
+    """Seconds that the trainer waited for rollouts, tools included; all of their time unless they overlap updates."""
+    sync_s: float = 0.0
+    """Seconds that it took to bring the weights to the engine."""
+    staleness: float = 0.0
+    """Mean number of updates between the weights that began a row and those that it is used on."""
     tool_s: float = 0.0
     """Seconds that tools took, summed over concurrent calls, queueing included; they lie within `generate_s`."""
     update_s: float = 0.0
     """Seconds of the update."""
     tokens_per_s: float = 0.0
-    """Sampled tokens a second of the rollout phase."""
+    """Sampled tokens a second, from the first to the last of the step's rollouts."""
     loss: float | None = None
-    """Loss; like the five below, `None` where it was not measured or not finite."""
+    """Loss; like the six below, `None` where it was not measured or not finite."""
     grad_norm: float | None = None
     """Norm of the gradient before clipping."""
     entropy: float | None = None
@@ -62,9 +66,13 @@ class StepMetrics:
     ratio_mean: float | None = None
     """Mean importance ratio of the policy to the engine that sampled."""
     logprob_gap: float | None = None
-    """Largest difference of a sampled token's log-probability between trainer and engine."""
+    """Largest difference of a sampled token's log-probability between trainer and engine, under the same weights."""
+    logprob_gap_mean: float | None = None
+    """Its mean."""
     clip_fraction: float = 0.0
     """Tokens whose ratio was clipped."""
+    irregular: Mapping[str, float] = field(default_factory=dict)
+    """What the scheduler counted since the last step beside ordinary trajectories; see `RolloutTally`."""
     stop_reasons: Mapping[str, int] = field(default_factory=dict)
     """Why trajectories ended, and how many."""
 

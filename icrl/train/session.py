@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,8 +13,8 @@ from typing import Protocol
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from icrl.errors import IcrlError
 from icrl.runtime.agent import Agent
-from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.model import find_model
 from icrl.runtime.rollout import Rollout
 from icrl.runtime.sandbox.result import Executor
@@ -24,9 +25,11 @@ from icrl.train.checkpoint import RunState, checkpoint_directory, latest_checkpo
 from icrl.train.config import QUESTION_REWARD, TrainConfig
 from icrl.train.curriculum import Stages
 from icrl.train.data import Data
+from icrl.train.engine import Fate, TrainedEngine, open_engine, require_some
 from icrl.train.evaluate import evaluate
 from icrl.train.interrupt import on_interrupt
 from icrl.train.metrics import Evaluation, EvaluationLog, EvaluationPoint, MetricsLog, StepMetrics
+from icrl.train.ranks import Ranks
 from icrl.train.rewards import Matcher, Reward, checked, close_reward, find_reward
 from icrl.train.rewards.selection import REWARDS, find_matcher
 from icrl.train.source import Interrupted, RolloutSource
@@ -34,7 +37,7 @@ from icrl.train.summary import RunFacts
 from icrl.train.sync import merged_weights
 from icrl.train.tasks import TaskSampler
 from icrl.train.trainer import AfterStep, RolloutTrainer, build_trainer
-from icrl.trajectory import Group
+from icrl.trajectory import Group, Trajectory
 from icrl.types import SamplingParams
 
 __all__ = ["Session", "View", "open_session"]
@@ -95,11 +98,21 @@ class Session:
     def train(self) -> bool:
         """Train to the end of the curriculum; `False` when Ctrl-C ended it early, with a checkpoint saved."""
         with on_interrupt(self._ask_to_stop):
+            self.source.ranks.tell("train")
             try:
                 self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
             except Interrupted:
                 self.trainer.save_now()
+            except IcrlError:
+                self._rescue()
+                raise
         return not self.source.interrupted
+
+    def _rescue(self) -> None:
+        """Keep what was learnt before a failure; the other ranks cannot be asked to take part in the middle of it."""
+        if self.source.ranks.world == 1 and self.step:
+            self.trainer.save_now()
+            self.view.warn(f"step {self.step} is saved; continue with --resume {self.directory}")
 
     def _ask_to_stop(self) -> None:
         self.source.interrupted = True
@@ -108,7 +121,7 @@ class Session:
 
     def finished(self) -> bool:
         """Tell whether training should stop after this step."""
-        return self.source.interrupted or self.source.curriculum.finished
+        return self.source.finished
 
     def completed(self, metrics: StepMetrics) -> None:
         """Show a completed step, and evaluate where an interim evaluation is due."""
@@ -135,6 +148,10 @@ class Session:
                 concurrency=self.config.rollout.concurrency,
             )
         )
+        self.source.check_engine()
+        require_some(
+            [t for g in groups for t in g.trajectories], f"evaluation after step {self.step}", self.source.sink
+        )
         self.samples = groups[:4]
         self.evaluations.append(EvaluationPoint(step=self.step, evaluation=result))
         self.view.evaluation(self.step, result)
@@ -157,6 +174,7 @@ class Session:
         """Write the trained model as a Hugging Face directory, with the settings it was trained under."""
         directory = self.directory / "model"
         model = self.trainer.plain_model
+        self.source.ranks.tell("gather")
         with merged_weights(model) as weights:
             plain = model.get_base_model() if hasattr(model, "get_base_model") else model
             plain.save_pretrained(directory, state_dict=dict(weights))
@@ -169,7 +187,9 @@ class Session:
 
 
 @contextmanager
-def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: Stages, view: View) -> Iterator[Session]:
+def open_session(
+    config: TrainConfig, directory: Path, data: Data, curriculum: Stages, view: View, ranks: Ranks
+) -> Iterator[Session]:
     """Open everything that a run needs, and close it again.
 
     Args:
@@ -178,6 +198,7 @@ def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: S
         data: Tasks and demonstrations.
         curriculum: Its curriculum; restored here when the run is resumed.
         view: Whoever watches.
+        ranks: The trainer's processes, of which this one leads.
 
     Raises:
         ConfigError: The model, a tool, the reward or the schedule is wrong, or the directory cannot be written.
@@ -191,14 +212,16 @@ def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: S
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         resume_at = state.step if state else None
-        agent, engine = _open_agent(config, portal, stack)
+        agent, engine, fate = _open_agent(config, directory, portal, stack)
         reward, matcher = _reward(config, agent), _matcher(config)
         for judge in (reward, matcher):
             stack.callback(portal.call, close_reward, judge)
+        discarded: deque[Trajectory] = deque()
         source = RolloutSource(
             config=config,
             portal=portal,
-            rollout=portal.call(_rollout, config, agent, reward),
+            rollout=portal.call(_rollout, config, agent, reward, discarded.append),
+            discarded=discarded,
             sink=engine,
             sampler=TaskSampler(data.train, config.seed),
             demonstrations=data.demonstrations,
@@ -206,7 +229,12 @@ def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: S
             store=stack.enter_context(_store(directory, state)),
             metrics=stack.enter_context(MetricsLog(directory / "metrics.jsonl", resume_at=resume_at)),
             on_warning=view.warn,
+            ranks=ranks,
+            check_engine=fate.check,
+            # An engine in this process has loaded the very weights that the trainer starts from.
+            version=0 if config.engine == "local" else None,
         )
+        stack.callback(source.close)
         session = Session(
             config=config,
             directory=directory,
@@ -229,14 +257,13 @@ def open_session(config: TrainConfig, directory: Path, data: Data, curriculum: S
         yield session
 
 
-def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -> tuple[Agent, LocalEngine]:
+def _open_agent(
+    config: TrainConfig, run_directory: Path, portal: BlockingPortal, stack: ExitStack
+) -> tuple[Agent, TrainedEngine, Fate]:
     directory = find_model(config.model)
     tokenizer = ChatTokenizer.load(directory)
     settings = config.settings()
-    engine_config = LocalEngineConfig(model=str(directory), dtype=config.engine_dtype, threads=config.torch_threads)
-    engine = LocalEngine(engine_config, tokenizer=tokenizer)
-    stack.callback(portal.call, engine.aclose)
-    portal.call(engine.start)
+    engine, fate = open_engine(config, directory, run_directory, tokenizer, portal, stack)
     agent = Agent(
         engine,
         tools=portal.call(open_toolbox, settings.tools, settings, config.tooling),
@@ -246,15 +273,19 @@ def _open_agent(config: TrainConfig, portal: BlockingPortal, stack: ExitStack) -
         tokenizer=tokenizer,
     )
     stack.enter_context(portal.wrap_async_context_manager(agent))
-    return agent, engine
+    return agent, engine, fate
 
 
-async def _rollout(config: TrainConfig, agent: Agent, reward: Reward) -> Rollout:
+async def _rollout(
+    config: TrainConfig, agent: Agent, reward: Reward, on_discard: Callable[[Trajectory], None]
+) -> Rollout:
     return Rollout(
         agent,
         score=checked(reward),
         sampling=SamplingParams(temperature=config.rollout.temperature, max_tokens=config.limits.max_tokens),
         concurrency=config.rollout.concurrency,
+        policy=config.rollout.policy,
+        on_discard=on_discard,
     )
 
 

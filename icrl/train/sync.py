@@ -2,57 +2,100 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import nn
 
-from icrl.errors import WeightSyncError
-from icrl.runtime.engines.protocol import WeightSink
+from icrl.errors import IcrlError, WeightSyncError
+from icrl.runtime.engines.protocol import PauseMode, WeightSink
+from icrl.train.gather import Weights, gathered, is_sharded, unwrapped
 
 __all__ = ["merged_weights", "push"]
 
 
-async def push(sink: WeightSink, model: nn.Module, version: int) -> None:
+async def push(sink: WeightSink | None, model: nn.Module, version: int, *, mode: PauseMode = "in_place") -> None:
     """Copy the model's weights into an engine, which samples under `version` from then on.
 
+    Whatever happens, the engine is told to go on: with the new weights, or with those that it had. An engine that
+    does not know any more what it holds looks after itself (see `ServerWeights.fault`).
+
     Args:
-        sink: The engine.
-        model: A transformers model, or a peft model whose adapters are merged for the copy.
+        sink: The engine; `None` on processes that only take part in gathering. A sharded model needs all processes
+            to call, and exactly the first of them to have the engine.
+        model: A transformers model, maybe wrapped or sharded by accelerate, or a peft model whose adapters are merged
+            for the copy.
         version: The new weight version.
+        mode: What becomes of running requests.
 
     Raises:
-        WeightSyncError: The engine refused; it stays paused, so that nothing is sampled under a wrong name.
+        WeightSyncError: The engine refused, or an adapter cannot be merged; on every process, where there are several.
     """
-    await sink.pause()
-    with merged_weights(model) as weights:
+    model = await asyncio.to_thread(unwrapped, model)
+    shared = dist.is_initialized() and dist.get_world_size() > 1 and is_sharded(model)
+    error: Exception | None = None
+    try:
+        with merged_weights(model) as weights:
+            try:
+                if sink is not None:
+                    await _replace(sink, weights, version, mode)
+            finally:
+                if shared:
+                    await asyncio.to_thread(weights.drain)
+    except Exception as caught:
+        error = caught
+    if shared:
+        error = await asyncio.to_thread(_agreed, error)
+    if error is not None:
+        raise error
+
+
+async def _replace(sink: WeightSink, weights: Weights, version: int, mode: PauseMode) -> None:
+    try:
+        await sink.pause(mode)
         await sink.update(weights, version)
+    except BaseException as error:
+        try:
+            await asyncio.shield(sink.resume())
+        except IcrlError as also:
+            error.add_note(f"Nor could it be resumed: {also}")
+        raise
     await sink.resume()
 
 
+def _agreed(error: Exception | None) -> Exception | None:
+    """Tell all processes whether one of them failed, so that none goes on alone."""
+    said: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, None if error is None else str(error))
+    if error is not None:
+        return error
+    wrong = [(rank, text) for rank, text in enumerate(said) if text is not None]
+    return WeightSyncError(f"process {wrong[0][0]}: {wrong[0][1]}") if wrong else None
+
+
 @contextmanager
-def merged_weights(model: nn.Module) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+def merged_weights(model: nn.Module) -> Iterator[Weights]:
     """Yield the names and tensors of the plain model; LoRA adapters are merged in and taken out again.
+
+    Args:
+        model: An unwrapped model, maybe sharded. Adapters on sharded models are written and untested.
 
     Raises:
         WeightSyncError: An adapter cannot be merged.
     """
-    adapter = hasattr(model, "merge_adapter")
-    if adapter:
+    adapter: Any = model if hasattr(model, "merge_adapter") else None
+    with gathered(model, all_at_once=adapter is not None):
+        if adapter is None:
+            yield Weights(model)
+            return
         try:
-            model.merge_adapter()  # type: ignore[operator]
+            adapter.merge_adapter()
         except (ValueError, NotImplementedError) as error:
             raise WeightSyncError(f"the adapter cannot be merged: {error}") from error
-    try:
-        yield _plain(model.get_base_model() if adapter else model)  # type: ignore[operator]
-    finally:
-        if adapter:
-            model.unmerge_adapter()  # type: ignore[operator]
-
-
-def _plain(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in model.state_dict().items():
-        if "lora_" not in name:
-            yield name.replace(".base_layer.", "."), tensor.detach()
+        try:
+            yield Weights(adapter.get_base_model())
+        finally:
+            adapter.unmerge_adapter()

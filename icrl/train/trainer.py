@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
+from icrl.errors import ConfigError
 from icrl.runtime.engines.loading import SMALL
 from icrl.train.batch import batch_of
 from icrl.train.config import LoraConfig, TrainConfig
@@ -68,7 +70,13 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         if not rows:
             rows = [_empty_row(self._pad_id)]
         batch = batch_of(
-            rows, pad_id=self._pad_id, multiple_of=self.args.steps_per_generation, device=self.accelerator.device
+            rows,
+            pad_id=self._pad_id,
+            multiple_of=self.args.steps_per_generation,
+            device=self.accelerator.device,
+            version=self.state.global_step,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
         )
         if self.beta != 0.0:
             batch["ref_per_token_logps"] = self._reference_logprobs(batch)
@@ -97,19 +105,29 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _compare(self, inputs: dict[str, Any]) -> None:
-        """Measure how far the trainer's log-probabilities are from the engine's."""
+        """Measure how far the trainer's log-probabilities are from the engine's.
+
+        The ratio is of all trained tokens; the gap of those only that the engine sampled under the trainer's weights,
+        where any difference is the arithmetic's, or a mistake.
+        """
         trained_BC = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
         if self._logprobs_BC is None or not trained_BC.any():
             return
-        gap_N = (self._logprobs_BC.detach() - inputs["old_per_token_logps"])[trained_BC]
-        self._metrics["train"]["ratio_mean"].append(gap_N.exp().mean().item())
-        self._metrics["train"]["logprob_gap"].append(gap_N.abs().max().item())
+        gap_BC = self._logprobs_BC.detach() - inputs["old_per_token_logps"]
+        measured = self._metrics["train"]
+        measured["ratio_mean"].append(gap_BC[trained_BC].exp().mean().item())
+        gap_N = gap_BC[trained_BC & inputs["on_policy"][:, None]].abs()
+        if len(gap_N):
+            measured["logprob_gap"].append(gap_N.max().item())
+            measured["logprob_gap_mean"].append(gap_N.mean().item())
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         plain = self.accelerator.unwrap_model(model)
-        if self._shared_prefix_B is None or not can_share_prefix(plain):
+        # What shards or synchronises the weights hangs on the wrapped model's own forward.
+        wrapped = self.accelerator.num_processes > 1
+        if self._shared_prefix_B is None or wrapped or not can_share_prefix(plain):
             scored = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **kwargs
             )
@@ -201,13 +219,22 @@ def _empty_row(pad_id: int) -> Row:
     )
 
 
-def trainer_arguments(config: TrainConfig, directory: Path) -> GRPOConfig:
-    """Translate our configuration; everything that TRL would choose differently from the proven recipe is said."""
+def trainer_arguments(config: TrainConfig, directory: Path, world: int = 1) -> GRPOConfig:
+    """Translate our configuration; everything that TRL would choose differently from the proven recipe is said.
+
+    Raises:
+        ConfigError: The rows of a step cannot be divided among the processes.
+    """
     rows = config.rollout.prompts * config.rollout.group_size
+    if rows % (config.loss.micro_batches * world):
+        raise ConfigError(
+            f"loss.micro_batches: {config.loss.micro_batches} on {world} processes does not divide the {rows} rows of "
+            "a step (rollout.prompts x rollout.group_size)"
+        )
     return GRPOConfig(
         output_dir=str(directory),
         max_steps=Stages(config.schedule).max_steps,
-        per_device_train_batch_size=rows // config.loss.micro_batches,
+        per_device_train_batch_size=rows // config.loss.micro_batches // world,
         gradient_accumulation_steps=config.loss.micro_batches,
         steps_per_generation=config.loss.micro_batches,
         num_generations=config.rollout.group_size,
@@ -237,6 +264,7 @@ def trainer_arguments(config: TrainConfig, directory: Path) -> GRPOConfig:
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
     )
 
 
@@ -272,7 +300,7 @@ def _trainer(
         source=source,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         model=model,
-        args=trainer_arguments(config, checkpoints),
+        args=trainer_arguments(config, checkpoints, PartialState(cpu=not torch.cuda.is_available()).num_processes),
         # TRL wants a data set; what it yields is ignored, one step is one epoch of it.
         train_dataset=Dataset.from_dict({"prompt": [""] * config.rollout.prompts}),
         processing_class=tokenizer,

@@ -22,7 +22,7 @@ class VarianceMonitor:
         patience: Groups to see before a part is called inert.
 
     Example:
-        >>> from icrl.trajectory import Trajectory
+        >>> from icrl.trajectory import StopReason, Trajectory
         >>> from icrl.types import Task
         >>> def group(query):
         ...     t = Trajectory(id=query, task=Task(query=query), segments=(), stop_reason=StopReason.ANSWER)
@@ -58,7 +58,7 @@ class VarianceMonitor:
 
     def _look(self, group: Group) -> None:
         pairs = zip(group.trajectories, group.components, strict=False)
-        parts = [parts for trajectory, parts in pairs if not trajectory.stop_reason.failed]
+        parts = [parts for trajectory, parts in pairs if not trajectory.failed]
         if len(parts) < 2:
             return
         self._tasks.add(group.task.id or str(group.task.query))

@@ -38,7 +38,7 @@ def weights(run):
 
 def history(run):
     """Everything measured that is not a time."""
-    timed = {"generate_s", "tool_s", "update_s", "tokens_per_s"}
+    timed = {"generate_s", "sync_s", "tool_s", "update_s", "tokens_per_s"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
@@ -202,7 +202,10 @@ def random_qwen3(path, tokenizer_directory):
     [
         (["--sede=1"], "unknown option --sede. Did you mean --seed?"),
         (["--model=no/such/dir/here"], "model: 'no/such/dir/here'"),
-        (["--model=http://127.0.0.1:30000"], "is an address"),
+        (["--engine=sglnag"], "engine: 'sglnag' is neither local nor sglang nor an address"),
+        (["--deterministic", "--rollout.staleness=1"], "rollout.staleness, rollout.oversample"),
+        (["--rollout.oversample=0.5"], "rollout.oversample: must be >= 1"),
+        (["--sync.max-logprob-gap=0"], "sync.max_logprob_gap: must be > 0 nats or null"),
         (["--schedule=3-40"], "schedule: '3-40'"),
         (["--schedule=9:4"], "shows up to 9 demonstrations"),
         (["--loss.micro-batches=3"], "loss.micro_batches: 3 does not divide"),
@@ -282,3 +285,30 @@ def test_an_interrupt_during_an_interim_evaluation_starts_no_further_step(tmp_pa
         train([*SMALL, "--schedule=3:4", f"--output-dir={run}"])
     assert {name.split("/")[0] for name, _ in sequences(run)} == {"1", "2"}
     assert (run / "checkpoints" / "checkpoint-2" / "icrl.json").exists()
+
+
+def test_rollouts_may_overlap_updates_by_the_staleness_that_is_allowed(tmp_path):
+    run = tmp_path / "run"
+    train([*SMALL, "--schedule=3:5", "--rollout.staleness=1", f"--output-dir={run}"])
+    assert [m["step"] for m in history(run)] == [1, 2, 3, 4, 5]
+    assert all(0 <= m["staleness"] <= 1 for m in history(run))
+    oldest = {}
+    for line in (run / "trajectories.jsonl").read_text().splitlines():
+        trajectory = json.loads(line)
+        versions = [span["version"] for s in trajectory["segments"] for span in s.get("versions", ())]
+        step = int(trajectory["id"].split("/")[0])
+        oldest[step] = min([*versions, oldest.get(step, step)])
+    assert oldest[1] == 0
+    assert all(step - 2 <= version <= step - 1 for step, version in oldest.items())
+    assert any(version == step - 2 for step, version in oldest.items())
+
+
+def test_an_engine_that_samples_from_something_else_stops_the_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    informative = ["--limits.max-tokens=96", "--rollout.prompts=4"]
+    arguments = [*SMALL, *informative, "--schedule=3:3", "--engine-dtype=bfloat16", "--sync.max-logprob-gap=1e-9"]
+    assert main(["train", *arguments, f"--output-dir={run}"]) == 2
+    printed = capsys.readouterr().err
+    assert "step 1: the engine's log-probabilities differ from the trainer's" in printed
+    assert "sync.max_logprob_gap = 1e-09" in printed
+    assert len(history(run)) == 1

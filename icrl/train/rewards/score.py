@@ -60,6 +60,7 @@ async def judge(reward: Reward, trajectory: Trajectory, task: Task, *, name: str
 
     Example:
         >>> import asyncio
+        >>> from icrl.trajectory import StopReason
         >>> t = Trajectory(id="t", task=Task(query="q"), segments=(), stop_reason=StopReason.END_OF_TURN)
         >>> asyncio.run(judge(lambda trajectory, task: 1, t, t.task, name="one"))
         Score(total=1.0, components={})
@@ -96,6 +97,7 @@ def checked(reward: Reward) -> Callable[[Trajectory, Task], Awaitable[Score]]:
 
     Example:
         >>> import asyncio
+        >>> from icrl.trajectory import StopReason
         >>> t = Trajectory(id="t", task=Task(query="q"), segments=(), stop_reason=StopReason.END_OF_TURN)
         >>> asyncio.run(checked(lambda trajectory, task: 0.5)(t, t.task))
         Score(total=0.5, components={})
@@ -103,7 +105,7 @@ def checked(reward: Reward) -> Callable[[Trajectory, Task], Awaitable[Score]]:
     name = getattr(reward, "__qualname__", type(reward).__name__)
 
     async def score(trajectory: Trajectory, task: Task) -> Score:
-        if trajectory.stop_reason.failed:
+        if trajectory.failed:
             return Score(total=0.0)
         try:
             value = await _ask(reward, replace(trajectory, segments=trajectory.response), task)
