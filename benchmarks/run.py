@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 CASES = {
     "learning": "the paper's argument in miniature: curriculum against zero-shot, few-shot and aggressive schedules",
+    "training": "training with rollouts from the in-process engine, from SGLang, and from SGLang while updating",
     "overhead": "client CPU per turn with an instant scripted engine",
+    "rollouts": "makespan against the ideal, CPU, memory, faults, prefix caches and stopped groups of many rollouts",
     "engine": "decode steps, prefix reuse and rollouts of the in-process engine",
     "tools": "the sandbox by profile and layer, search engines on one corpus, the tool runtime per call",
     "serve": "requests, first tokens, CPU per event and memory per stream of the server",

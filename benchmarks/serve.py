@@ -35,6 +35,8 @@ WORD_EVENTS = {"chat": rb'"content":"([^"]+)"', "responses": rb'output_text.delt
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 SETTLE_S = 0.5
 CONNECTING = 64
+VANISHING = 20
+GONE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,9 @@ class Row:
     """Memory afterwards, less that after the same load before."""
     leaked_tasks: int
     """Tasks afterwards, less those before."""
+    vanished_p50_ms: float
+    vanished_max_ms: float
+    """From a client's vanishing to the end of its engine request; one client after the other."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -104,6 +109,7 @@ async def measure(options: Serve, server: ServerProcess, protocol: str, streams:
     events, open_s, stream_s, _ = await long_streams(server, protocol, streams)
     await asyncio.sleep(SETTLE_S)
     after = server.ask("memory")
+    vanished = sorted([await vanish(server, protocol) for _ in range(VANISHING)])
     rate, first = await short_requests(server, protocol, streams, options.requests)
     return Row(
         protocol=protocol,
@@ -118,7 +124,25 @@ async def measure(options: Serve, server: ServerProcess, protocol: str, streams:
         kib_per_stream=(open_kib - empty["kib"]) / streams,
         leaked_kib=after["kib"] - before["kib"],
         leaked_tasks=after["tasks"] - before["tasks"],
+        vanished_p50_ms=1e3 * statistics.median(vanished),
+        vanished_max_ms=1e3 * vanished[-1],
     )
+
+
+async def vanish(server: ServerProcess, protocol: str) -> float:
+    """Close a stream that was begun, and return the seconds until the engine's request was cancelled."""
+    server.ask("beat", server.beat_s)
+    before = len(server.ask("cancelled")["at"])
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    writer.write(server.request(protocol))
+    await reader.readuntil(b"word0")
+    closed_at = time.monotonic()
+    writer.transport.abort()
+    while len(cancelled := server.ask("cancelled")["at"]) == before:
+        if time.monotonic() - closed_at > GONE_S:
+            raise RuntimeError("the engine's request outlived its client")
+        await asyncio.sleep(0.001)  # in which the socket is closed, too
+    return cancelled[-1] - closed_at
 
 
 async def short_requests(
@@ -253,6 +277,8 @@ def show(rows: Sequence[Row]) -> None:
         "KiB/stream",
         "left KiB",
         "left tasks",
+        "vanished p50 ms",
+        "max ms",
     ):
         table.add_column(column, justify="right")
     for row in rows:
@@ -268,5 +294,7 @@ def show(rows: Sequence[Row]) -> None:
             f"{row.kib_per_stream:.1f}",
             f"{row.leaked_kib:.0f}",
             str(row.leaked_tasks),
+            f"{row.vanished_p50_ms:.1f}",
+            f"{row.vanished_max_ms:.1f}",
         )
-    Console(width=120).print(table)
+    Console(width=150).print(table)

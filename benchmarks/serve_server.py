@@ -38,6 +38,7 @@ class BeatingEngine:
         self.long, self.short = self._reply(WORDS), self._reply(WORDS[:SHORT])
         self._live: dict[str, tuple[Callable[[Sequence[int]], None], list[tuple[int, ...]], asyncio.Future[None]]] = {}
         self._ticking: asyncio.Task[None] | None = None
+        self.cancelled_at: list[float] = []
 
     async def generate(
         self,
@@ -56,6 +57,9 @@ class BeatingEngine:
                 self._ticking = asyncio.create_task(self._tick())
             try:
                 await ended
+            except asyncio.CancelledError:
+                self.cancelled_at.append(time.monotonic())
+                raise
             finally:
                 self._live.pop(request_id, None)
         return generation
@@ -104,6 +108,8 @@ async def obey(server: Server, engine: BeatingEngine, command: str, argument: fl
         engine.beat_s = argument
     if command == "direct":
         return {"cpu_s": await direct(engine, int(argument))}
+    if command == "cancelled":
+        return {"at": engine.cancelled_at}
     if command == "memory":
         gc.collect()
         return {"kib": resident_kib(), "tasks": len(asyncio.all_tasks())}

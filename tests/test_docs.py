@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SETTINGS = {
     *("RunCommand", "EvalCommand", "IndexCommand", "TrainConfig", "PretrainConfig"),
-    *("ServeConfig", "ServeRetrieverCommand"),
+    *("ServeConfig", "ServeRetrieverCommand", "SGLangCommand"),
 }
 
 FENCE = re.compile(
