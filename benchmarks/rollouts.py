@@ -18,6 +18,7 @@ import rollouts_prefix
 import rollouts_stopping
 from rich.console import Console
 
+from icrl.collector import relax_collector
 from icrl.config import load
 
 Part = Literal["overhead", "makespan", "memory", "faults", "prefix", "stopping"]
@@ -69,6 +70,7 @@ MODULES: Mapping[Part, ModuleType] = {
 
 def main(argv: Sequence[str]) -> None:
     options = load(Rollouts, argv, prog="benchmarks/run.py rollouts", description=str(Rollouts.__doc__))
+    relax_collector()  # as `icrl train` does
     logging.getLogger("icrl").setLevel(logging.ERROR)  # servers die on purpose
     console = Console(width=160)
     found: dict[str, list[dict[str, Any]]] = {}

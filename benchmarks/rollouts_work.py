@@ -25,7 +25,7 @@ Latencies = Literal["none", "tail", "lognorm"]
 LONG_S = 3600.0
 KEY = 24
 MEMBERS = 8
-SAMPLING = SamplingParams(max_tokens=2048)
+SAMPLING = SamplingParams(max_tokens=1000)
 
 
 TIMES: Mapping[Latencies, Callable[[int], float]] = {

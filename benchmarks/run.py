@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 CASES = {
     "learning": "the paper's argument in miniature: curriculum against zero-shot, few-shot and aggressive schedules",
     "training": "training with rollouts from the in-process engine, from SGLang, and from SGLang while updating",
+    "sync": "how long an SGLang server is paused for new weights, by transport",
     "overhead": "client CPU per turn with an instant scripted engine",
     "rollouts": "makespan against the ideal, CPU, memory, faults, prefix caches and stopped groups of many rollouts",
     "engine": "decode steps, prefix reuse and rollouts of the in-process engine",

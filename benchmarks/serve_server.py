@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from icrl.collector import relax_collector
 from icrl.runtime.agent import Agent
 from icrl.runtime.engines.protocol import EngineInfo
 from icrl.serve.config import AdmissionConfig, ServeConfig
-from icrl.serve.server import Server, relax_collector, running
+from icrl.serve.server import Server, running
 from icrl.testing import ByteTokenizer
 from icrl.trajectory import Generation
 from icrl.types import SamplingParams

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import logging
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from icrl.collector import relax_collector
 from icrl.errors import ConfigError, IcrlError
 from icrl.runtime.agent import Agent
 from icrl.runtime.engines.address import is_address, name_of
@@ -29,14 +29,12 @@ from icrl.serve.service import Service
 from icrl.serve.telemetry import Telemetry
 from icrl.serve.training_log import TrainingLog
 
-__all__ = ["Server", "relax_collector", "run_until_signalled", "running"]
+__all__ = ["Server", "run_until_signalled", "running"]
 
 KEEPALIVE_S = 75.0
 CLOSE_TIMEOUT_S = 1.0
 """How long handlers get, once the service is idle, to send what they hold."""
 BACKLOG = 1024
-COLLECT_AFTER = 10_000, 20, 20
-"""Thresholds of the garbage collector."""
 PORTS_TRIED = 20
 UNPRIVILEGED = 1024
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -133,15 +131,6 @@ async def run_until_signalled(config: ServeConfig, open_agent: Callable[[], Agen
             lines.write(f"draining: {server.service.running} requests get {config.grace_s:g} s to finish")
             await stack.aclose()
             await signals.aclose()
-
-
-def relax_collector() -> None:
-    """Let the garbage collector of this process look for cycles less often.
-
-    A stream makes no cycles, but a thousand of them hold many objects; with Python's own thresholds, looking through
-    these takes a quarter of the time that an event costs.
-    """
-    gc.set_threshold(*COLLECT_AFTER)
 
 
 class _Signals:

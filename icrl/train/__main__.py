@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from icrl.collector import relax_collector
 from icrl.config import dump, load
 from icrl.errors import ConfigError
 from icrl.imports import require
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
         dump(config, Path("/dev/stdout"))
         return
     require(*NEEDED, extra="train")
+    relax_collector()
     # Whatever can be wrong with the input is found before anything is written.
     find_model(config.model)
     data = load_data(config)

@@ -30,6 +30,16 @@ def plain(generation):
     }
 
 
+async def begun(engine, request_id):
+    """Begin a long request, and return once it has sampled something; given time, it may end by itself."""
+    sampled = asyncio.Event()
+    running = asyncio.create_task(
+        engine.generate(PROMPT, LONG, request_id=request_id, on_delta=lambda new: sampled.set())
+    )
+    await sampled.wait()
+    return running
+
+
 async def refusal(engine, ids):
     try:
         await engine.generate(ids, GREEDY, request_id="refused")
@@ -48,8 +58,7 @@ async def main(engine, model):
         many = [group.create_task(engine.generate(PROMPT, GREEDY, request_id=f"m{i}")) for i in range(8)]
     found["together"] = [plain(task.result())["ids"] for task in many]
 
-    running = asyncio.create_task(engine.generate(PROMPT, LONG, request_id="long"))
-    await asyncio.sleep(0.5)
+    running = await begun(engine, "long")
     await engine.abort("long")
     found["aborted"] = plain(await running)
 
@@ -60,8 +69,7 @@ async def main(engine, model):
         await running
 
     weights = {name: tensor.float() for name, tensor in load_file(os.path.join(model, "model.safetensors")).items()}
-    running = asyncio.create_task(engine.generate(PROMPT, LONG, request_id="spanning"))
-    await asyncio.sleep(0.3)
+    running = await begun(engine, "spanning")
     await engine.pause("retract")
     await engine.update(((name, tensor * 1.05) for name, tensor in weights.items()), 3)
     await engine.resume()

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from icrl.errors import IcrlError
 from icrl.runtime.engines.member import Member, MemberState
 from icrl.runtime.engines.pool_config import PoolConfig
+from icrl.runtime.engines.protocol import EngineLoad
 
 __all__ = ["Health", "refused"]
+
+BEAT_S = 0.05
+LATE = 0.1
+"""Share of a probe's deadline by which this process's own loop may be late before the probe says nothing."""
 
 Admit = Callable[[Member], Awaitable[None]]
 
@@ -32,6 +38,30 @@ def refused(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+class _Pulse:
+    """Measures how late this process's own loop is, so that no server is blamed for it."""
+
+    def __init__(self) -> None:
+        self.late_s = 0.0
+
+    async def during(self, probe: Coroutine[Any, Any, EngineLoad]) -> EngineLoad:
+        """Await a probe, and measure meanwhile."""
+        beating = asyncio.create_task(self._beat())
+        try:
+            return await probe
+        finally:
+            beating.cancel()
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.time()
+            try:
+                await asyncio.sleep(BEAT_S)
+            finally:
+                self.late_s = max(self.late_s, loop.time() - asked - BEAT_S)
 
 
 class Health:
@@ -94,11 +124,15 @@ class Health:
         """Probe once; eject the server if so many of its last probes failed, this one included."""
         if member.state != "used":
             return
+        pulse = _Pulse()
         try:
             async with asyncio.timeout(self._config.probe_timeout_s):
-                member.note(await member.server.probe())
+                member.note(await pulse.during(member.server.probe()))
                 return
         except TimeoutError:
+            if pulse.late_s > LATE * self._config.probe_timeout_s:  # the answer may be there, unread
+                _LOG.info("a probe of %s was inconclusive: this process was busy for %.1f s", member.name, pulse.late_s)
+                return
             why, at_once = f"did not answer a probe within {self._config.probe_timeout_s:g} s", False
         except (IcrlError, OSError) as error:
             why, at_once = str(error), refused(error)

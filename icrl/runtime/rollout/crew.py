@@ -25,6 +25,8 @@ from icrl.types import SamplingParams
 
 __all__ = ["Crew"]
 
+BURST = 64
+"""Members that are started in one turn of the loop."""
 _LOG = logging.getLogger("icrl.rollout")
 
 
@@ -67,6 +69,7 @@ class Crew:
         self.ledger = Ledger()
         """Counts what becomes of everything."""
         self._stopping = GroupStop(policy, self.ledger)
+        self._pumping = False
         self.watchdog = Watchdog(policy, self.ledger, self._abandon)
         """Ends what is stuck."""
 
@@ -77,9 +80,23 @@ class Crew:
         self._complete(group)
 
     def pump(self) -> None:
-        """Start as many members as there are slots for."""
-        while (group := self._slots.take()) is not None:
+        """Start as many members as there are slots for; of very many, some in every turn of the loop.
+
+        A member renders, spells and sends before it waits for the first time. Thousands of them at once would keep the
+        loop from everything else for seconds: from answers, probes and deadlines.
+        """
+        for _ in range(BURST):
+            group = self._slots.take()
+            if group is None:
+                return
             self._start(group, holds_slot=True)
+        if not self._pumping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump_on)
+
+    def _pump_on(self) -> None:
+        self._pumping = False
+        self.pump()
 
     def end(self, batch: Batch, reason: StopReason) -> None:
         """End everything of a batch with what it has; members that wait for a slot end before their first token."""

@@ -77,10 +77,9 @@ class OpenGroup:
         """Return the rewards of the complete members that did not fail."""
         return [score.total for t, score in self.results.values() if not t.failed]
 
-    def mean_tokens(self) -> float:
-        """Return how many tokens a complete member sampled, on average."""
-        sampled = [trajectory.sampled_tokens for trajectory, _ in self.results.values()]
-        return sum(sampled) / len(sampled) if sampled else 0.0
+    def lengths(self) -> list[int]:
+        """Return how many tokens each complete member sampled."""
+        return [trajectory.sampled_tokens for trajectory, _ in self.results.values()]
 
     def group(self) -> Group:
         """Return what has come of it, in the order of the members."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 
 from icrl.runtime.rollout.beta_binomial import chance_informative
 from icrl.runtime.rollout.group import OpenGroup
@@ -13,6 +14,8 @@ from icrl.trajectory import StopReason, Trajectory
 
 __all__ = ["GroupStop", "stop_members"]
 
+REMEMBERED = 512
+"""Trajectories whose lengths the estimate is taken from."""
 _LOG = logging.getLogger("icrl.rollout")
 
 
@@ -32,6 +35,7 @@ class GroupStop:
         self._policy = policy
         self._ledger = ledger
         self._history = RewardHistory()
+        self._lengths: deque[int] = deque(maxlen=REMEMBERED)
 
     def consider(self, group: OpenGroup) -> None:
         """Stop a group if it is time to, after one of its members has ended."""
@@ -47,12 +51,21 @@ class GroupStop:
         # Those of a dismissed group are the rewards of its quickest members, which say something else.
         if self._policy.stop_groups_below is not None and not group.dismissed:
             self._history.add(group.rewards())
+            if not group.stopped:
+                self._lengths.extend(group.lengths())
 
     def saved(self, group: OpenGroup, trajectory: Trajectory) -> None:
         """Estimate what was saved by ending one member, now that it has ended."""
         if not group.dismissed:
-            left = group.mean_tokens() - trajectory.sampled_tokens
-            self._ledger.add("tokens_saved_estimate", max(0.0, left))
+            self._ledger.add("tokens_saved_estimate", self._expected_beyond(group, trajectory.sampled_tokens))
+
+    def _expected_beyond(self, group: OpenGroup, tokens: int) -> float:
+        """Return how many tokens a member that has so many already can be expected to add.
+
+        Members that still run are the longer ones, so that the mean of those that are complete says nothing of them.
+        """
+        longer = [length - tokens for length in (*self._lengths, *group.lengths()) if length > tokens]
+        return sum(longer) / len(longer) if longer else 0.0
 
     def _chance(self, group: OpenGroup) -> float | None:
         rewards = group.rewards()
@@ -68,7 +81,7 @@ class GroupStop:
         self._ledger.add("groups_stopped")
         self._ledger.add("members_stopped", running + unbegun)
         self._ledger.add("informative_lost_estimate", chance)
-        self._ledger.add("tokens_saved_estimate", group.mean_tokens() * unbegun)
+        self._ledger.add("tokens_saved_estimate", self._expected_beyond(group, 0) * unbegun)
         _LOG.info("group %s is stopped: its chance to be informative is %.3g", group.plan.id, chance)
 
 

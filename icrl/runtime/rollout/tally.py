@@ -47,7 +47,7 @@ class RolloutTally:
     members_stopped: int = 0
     """Members of such groups that were ended, or never begun."""
     tokens_saved_estimate: float = 0.0
-    """Tokens those members would have sampled: the mean of their group's finished members, less what they had."""
+    """Tokens those members would have sampled: for each, the mean excess of earlier trajectories over what it had."""
     informative_lost_estimate: float = 0.0
     """Groups that would have become informative: the sum of the chances at which groups were stopped."""
     groups_surplus: int = 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -143,3 +144,14 @@ def test_weights_that_changed_behind_the_pools_back_are_noticed():
         server.facts.weight_version, member.tainted = name, False
         member.identify(current)
         assert member.tainted == tainted
+
+
+async def test_no_server_is_blamed_for_a_loop_that_was_busy():
+    class Slow(FakeServer):
+        async def probe(self):
+            time.sleep(0.2)  # noqa: ASYNC251 — somebody keeps the loop from reading the answer
+            await asyncio.Event().wait()
+
+    health, member, seen = watched(Slow("a"), probe_timeout_s=0.1)
+    await health.check(member)
+    assert (member.state, seen, member.outcomes.count(False)) == ("used", [], 0)

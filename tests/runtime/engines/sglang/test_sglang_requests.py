@@ -394,7 +394,7 @@ async def test_what_was_checked_for_one_server_is_checked_again_for_the_next() -
         engine._info = replace(engine._info, vocab_size=1000)
         await engine.generate([*PROMPT, 900], SamplingParams(), request_id="r", session="s")
         await engine.start()  # the server that is there now has a smaller vocabulary
-        with pytest.raises(EngineError, match="token id 900 .* is outside"):
+        with pytest.raises(EngineError, match=r"token id 900 .* is outside"):
             await engine.generate([*PROMPT, 900, 65], SamplingParams(), request_id="r", session="s")
         await engine.aclose()
 
