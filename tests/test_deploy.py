@@ -6,6 +6,7 @@ import configparser
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,23 @@ def last(name):
     return [rest for instruction, rest in instructions() if instruction == name][-1]
 
 
+def composition(name):
+    return yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
+
+
 @pytest.fixture
 def compose():
-    return yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    """The two files, one on top of the other, as Docker merges them here."""
+    below, above = composition("compose.yaml"), composition("compose.sglang.yaml")
+    services = {
+        name: {**below["services"].get(name, {}), **above["services"].get(name, {})}
+        for name in {**below["services"], **above["services"]}
+    }
+    return {
+        "services": services,
+        "networks": below["networks"] | above["networks"],
+        "volumes": below["volumes"] | above["volumes"],
+    }
 
 
 @pytest.fixture
@@ -100,7 +115,10 @@ def test_the_composition_is_locked_up(compose):
 
 def test_the_composition_starts_what_the_command_line_knows(compose, monkeypatch, tmp_path):
     icrl, sglang = compose["services"]["icrl"], compose["services"]["sglang"]
+    alone = settings(composition("compose.yaml")["services"]["icrl"]["command"], monkeypatch, tmp_path)
     served = settings(icrl["command"], monkeypatch, tmp_path)
+    assert served == replace(alone, model=served.model, tokenizer=served.tokenizer, name=served.name)
+    assert served.model == f"http://sglang:{sglang['expose'][0]}"
     assert icrl["ports"] == [f"127.0.0.1:8000:{served.port}"]
     assert f":{served.port}/ready" in icrl["healthcheck"]["test"][-1]
     assert int(icrl["stop_grace_period"].removesuffix("s")) > served.grace_s + 10
