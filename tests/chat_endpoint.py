@@ -65,9 +65,11 @@ def _event(delta: dict[str, Any], finish: str | None = None) -> bytes:
 
 
 @asynccontextmanager
-async def chat_endpoint(*replies: Any, **options: Any) -> AsyncIterator[ChatEndpoint]:
+async def chat_endpoint(
+    *replies: Any, kind: type[ChatEndpoint] = ChatEndpoint, **options: Any
+) -> AsyncIterator[ChatEndpoint]:
     """Serve an endpoint while the block runs."""
-    endpoint = ChatEndpoint(replies, **options)
+    endpoint = kind(replies, **options)
     app = web.Application()
     app.router.add_post("/v1/chat/completions", endpoint.complete)
     app.router.add_get("/v1/models", endpoint.list)

@@ -252,7 +252,7 @@ class TrainConfig:
                 " (rollout.prompts x rollout.group_size)"
             )
         _at_least(1, "promote_window", self.promote_window)
-        if self.engine not in ENGINES and not self.engine.startswith(("http://", "https://")):
+        if self.engine not in ENGINES and not self.engine.startswith(("http://", "https://", "router:")):
             raise ConfigError(
                 f"engine: {self.engine!r} is neither {' nor '.join(ENGINES)} nor an address such as "
                 f"http://127.0.0.1:30000.{nearest(self.engine, ENGINES)}"
