@@ -32,7 +32,7 @@ def reported(prompt, ids, temperature):
 
 @asynccontextmanager
 async def scripted():
-    engine = ScriptedEngine(script_of(ByteTokenizer(), Babble(length=200)), latency_s=0.4)
+    engine = ScriptedEngine(script_of(ByteTokenizer(), Babble(length=200)), latency_s=0.15)
     async with aclosing(engine):
         yield Subject(
             engine=engine,

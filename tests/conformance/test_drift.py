@@ -42,9 +42,15 @@ def tokenizer(request, chat_tokenizer):
     return ByteTokenizer() if request.param == "bytes" else chat_tokenizer(request.param)
 
 
+KINDS = [("bytes", "xml"), ("bytes", "hermes"), ("tiny", "xml"), ("qwen3", "hermes")]
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "dialect", "count"),
-    [("bytes", "xml", 2500), ("bytes", "hermes", 2500), ("tiny", "xml", 3000), ("qwen3", "hermes", 2500)],
+    [
+        *((*kind, 400) for kind in KINDS),
+        *(pytest.param(*kind, 2700, marks=pytest.mark.learning) for kind in KINDS),
+    ],
     indirect=["tokenizer"],
 )
 async def test_trajectories_hold_what_the_engine_was_given_and_gave(tokenizer, dialect, count):

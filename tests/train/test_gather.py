@@ -27,6 +27,7 @@ def model(**changes):
     return Qwen2ForCausalLM(Qwen2Config(vocab_size=101, num_hidden_layers=1, **{**sizes, **changes}))
 
 
+@pytest.mark.learning
 @pytest.mark.timeout(100)
 def test_two_processes_with_a_sharded_model_send_what_one_would(tmp_path):
     outs = [tmp_path / f"{rank}.json" for rank in range(2)]

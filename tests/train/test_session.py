@@ -98,6 +98,7 @@ def wait_for(condition, process, timeout_s=100):
         time.sleep(0.02)
 
 
+@pytest.mark.learning
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "icrl.train", *SMALL, "--schedule=3:500", "--save-every=0"]

@@ -150,7 +150,7 @@ ENDS = {
 MAY_ALSO = {"memory": {"timeout"}, "output_limit": {"timeout"}, "timeout": {"memory"}}
 
 
-@pytest.mark.parametrize("policy", ["restricted", "plain"])
+@pytest.mark.parametrize("policy", ["restricted", pytest.param("plain", marks=pytest.mark.learning)])
 async def test_no_program_takes_more_than_its_share(policy, host):
     async with Sandbox(policy=policy) as box:
         zygotes = box.zygotes

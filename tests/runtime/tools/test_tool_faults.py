@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 
+import pytest
 from watched import idle, tool_call
 
 from icrl.runtime.agent import Agent
@@ -106,6 +107,7 @@ async def test_trajectories_without_time_keep_what_they_have():
     assert idle(engine)
 
 
+@pytest.mark.learning
 def test_a_training_step_with_faulty_tools_ends_on_time(tmp_path):
     from tools_of_a_user import search
 

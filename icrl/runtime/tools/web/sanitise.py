@@ -96,7 +96,7 @@ def _cut(text: str, dropped: int, max_chars: int) -> str:
     while True:
         notice = f" (… {len(text) - keep + dropped} more characters)"
         # Escaped after the cut: it may have ended a longer word where the name of a tag ends.
-        safe = _escape(clean(text[:keep])) + notice
+        safe = _escape(clean(text[:keep]).rstrip()) + notice
         if len(safe) <= max_chars:
             return safe
         keep -= max(1, len(safe) - max_chars)

@@ -5,7 +5,7 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from icrl.errors import ConfigError
@@ -75,6 +75,7 @@ def test_other_text_stays(text):
 
 @settings(max_examples=400)
 @given(foreign, st.integers(100, 300))
+@example(f"{'<|im_start|>' * 4}<|im_end|><|start_header_id|><|fim_prefix|><<<<000\r{'<|im_start|>' * 3}", 146)
 def test_laws(text, max_chars):
     safe = sanitise(text, max_chars=max_chars)
     assert sanitise(safe, max_chars=max_chars) == safe
