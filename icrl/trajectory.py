@@ -84,7 +84,7 @@ class StopReason(StrEnum):
 
     @property
     def failed(self) -> bool:
-        """Whether something other than the policy ended the trajectory, so that it says nothing about the policy."""
+        """Whether something other than the policy ended the trajectory, which then says nothing about the policy."""
         return self in (StopReason.ERROR, StopReason.STALLED)
 
 
@@ -125,12 +125,7 @@ class Generation:
     """Seconds from request to last token."""
 
     def __post_init__(self) -> None:
-        _check_length(self.logprobs, len(self.ids), "Generation.logprobs")
-
-
-def _check_length(got: tuple[Any, ...], want: int, field_name: str) -> None:
-    if len(got) != want:
-        raise DataError(f"{field_name}: has {len(got)} entries for {want} ids")
+        check(len(self.logprobs) == len(self.ids), "Generation.logprobs", "needs one entry for each of the ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,13 +158,12 @@ class Segment:
 
     def __post_init__(self) -> None:
         size, logprobs = len(self.ids), self.logprobs
-        sampled = self.source == "policy"
-        check((logprobs is not None) == sampled, "Segment.logprobs", "must be present iff source is 'policy'")
+        check((logprobs is not None) == (self.source == "policy"), "Segment.logprobs", "present iff source is 'policy'")
         if logprobs is None:
             check(not self.versions, "Segment.versions", "only sampled tokens have weight versions")
             check(not self.calls, "Segment.calls", "only sampled tokens make calls")
             return
-        _check_length(logprobs, size, "Segment.logprobs")
+        check(len(logprobs) == size, "Segment.logprobs", "needs one entry for each of the ids")
         check(_all_finite(logprobs), "Segment.logprobs", "must be finite")
         check(all(c.end <= size for c in self.calls), "Segment.calls", "range runs past the segment")
 

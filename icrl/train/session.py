@@ -205,10 +205,7 @@ def open_session(
         DataError: Tasks or demonstrations are wrong.
         CheckpointError: There is nothing to resume from.
     """
-    checkpoint = latest_checkpoint(directory) if config.resume is not None else None
-    state = load_state(checkpoint) if checkpoint else None
-    if state is not None:
-        curriculum.restore(state.curriculum)
+    checkpoint, state = _resumed(config, directory, curriculum)
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         resume_at = state.step if state else None
@@ -248,13 +245,26 @@ def open_session(
             checkpoint=checkpoint,
         )
         source.on_step = session.completed
-        callback = AfterStep(session.finished, config.save_every)
-        session.trainer = build_trainer(
-            config, find_model(config.model), checkpoint_directory(directory), source, callback
-        )
-        for warning in config.warnings():
-            source.warn(warning)
+        _attach_trainer(session)
         yield session
+
+
+def _resumed(config: TrainConfig, directory: Path, curriculum: Stages) -> tuple[Path | None, RunState | None]:
+    """Return where to go on, if anywhere, and bring the curriculum there."""
+    checkpoint = latest_checkpoint(directory) if config.resume is not None else None
+    state = load_state(checkpoint) if checkpoint else None
+    if state is not None:
+        curriculum.restore(state.curriculum)
+    return checkpoint, state
+
+
+def _attach_trainer(session: Session) -> None:
+    config, source = session.config, session.source
+    callback = AfterStep(session.finished, config.save_every)
+    checkpoints = checkpoint_directory(session.directory)
+    session.trainer = build_trainer(config, find_model(config.model), checkpoints, source, callback)
+    for warning in config.warnings():
+        source.warn(warning)
 
 
 def _open_agent(

@@ -35,7 +35,7 @@ class _Spelled:
 
     __slots__ = ("digits", "ids", "used")
 
-    def __init__(self, ids: array[int] | None = None, digits: bytes = b"") -> None:
+    def __init__(self, ids: array[int] | None = None, digits: bytes | bytearray = b"") -> None:
         self.ids = array("i") if ids is None else ids[:]
         self.digits = bytearray(digits)
         self.used = 0.0
