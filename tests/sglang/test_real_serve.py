@@ -17,17 +17,16 @@ from icrl.tiny import DEMONSTRATIONS
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(900)]
 
 QUESTION = "What is the code of Rikor?"
-SERVE = ("-m", "icrl", "serve", "--port", "0", "--shots", "3", "--tools", "search")
+SHOTS = take_shots(DEMONSTRATIONS, 3)
+OPTIONS = ("--port", "0", "--shots", "3", "--tools", "search")
 
 
 async def test_both_protocols_answer_as_the_agent_does(sglang_address, cache_directory):
-    agent = Agent(
-        sglang_address, tools=["search"], demonstrations=take_shots(DEMONSTRATIONS, 3), sampling=whole_turns(0.0)
-    )
+    agent = Agent(sglang_address, tools=["search"], demonstrations=SHOTS, sampling=whole_turns(0.0))
     alone = (await agent.run(QUESTION)).trajectory
     environment = {"XDG_CACHE_HOME": str(cache_directory)}
     async with (
-        server_process(*SERVE, sglang_address, env=environment) as server,
+        server_process("-m", "icrl", "serve", sglang_address, *OPTIONS, env=environment) as server,
         ClientSession(timeout=ClientTimeout(60)) as client,
     ):
         address = await server.address()
