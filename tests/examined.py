@@ -6,6 +6,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from safetensors.torch import load_file  # brings torch, which nobody may import inside a loop
+
+from icrl.runtime.engines.adapter import Adapter
 from icrl.testing.conformance import Subject
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
@@ -16,9 +19,20 @@ WORDS = ChatTokenizer.load(BASE_DIR)
 
 @functools.cache
 def base_weights() -> dict[str, Any]:
-    from safetensors.torch import load_file
-
     return load_file(BASE_DIR / "model.safetensors")
+
+
+@functools.cache
+def no_change() -> Adapter:
+    """An adapter that leaves the embedded model as it is."""
+    tensors = {}
+    for name, weight in base_weights().items():
+        if name.endswith("o_proj.weight"):
+            module = "base_model.model." + name.removesuffix(".weight")
+            tensors[f"{module}.lora_A.weight"] = weight.new_ones(2, weight.shape[1])
+            tensors[f"{module}.lora_B.weight"] = weight.new_zeros(weight.shape[0], 2)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"], "bias": "none"}
+    return Adapter(config=config, tensors=tensors)
 
 
 @functools.cache

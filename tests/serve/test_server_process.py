@@ -75,6 +75,7 @@ async def test_the_embedded_model_is_loaded_asked_and_ended(client, cache_direct
     assert not [line for line in server.lines if "Traceback" in line]
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_who_was_accepted_is_answered(number, client):
     async with server_process(*scripted(1.0, "--admission.max-running", "6")) as server:
@@ -95,6 +96,7 @@ async def test_who_was_accepted_is_answered(number, client):
             await told(client, address)
 
 
+@pytest.mark.learning
 async def test_what_exceeds_the_grace_period_ends_properly(client):
     async with server_process(*scripted(60.0, "--grace-s", "0.2")) as server:
         address = await server.ready()
@@ -113,6 +115,7 @@ async def test_what_exceeds_the_grace_period_ends_properly(client):
     assert any("5 requests did not finish within 0.2 s" in line for line in server.lines)
 
 
+@pytest.mark.learning
 async def test_a_second_interrupt_waits_for_nothing(client):
     async with server_process(*scripted(60.0, "--grace-s", "60")) as server:
         address = await server.ready()
@@ -126,6 +129,7 @@ async def test_a_second_interrupt_waits_for_nothing(client):
         assert await server.ended(within_s=10.0) == 0
 
 
+@pytest.mark.learning
 async def test_a_signal_while_loading_ends_it(cache_directory):
     async with server_process(*SERVE, env={"XDG_CACHE_HOME": str(cache_directory)}) as server:
         await server.address()
@@ -134,6 +138,7 @@ async def test_a_signal_while_loading_ends_it(cache_directory):
     assert not [line for line in server.lines if "Traceback" in line]
 
 
+@pytest.mark.learning
 async def test_sighup_loads_the_model_anew_without_dropping_a_request(client):
     async with server_process(*scripted(1.0)) as server:
         address = await server.ready()
@@ -147,6 +152,7 @@ async def test_sighup_loads_the_model_anew_without_dropping_a_request(client):
         assert await server.ended() == 0
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("way", ["drained", "cut", "client gone"])
 async def test_no_process_of_a_tool_outlives_the_server(way, client):
     pytest.importorskip("RestrictedPython")
@@ -172,6 +178,7 @@ async def test_no_process_of_a_tool_outlives_the_server(way, client):
             assert (await asked)["icrl"]["stop_reason"] == "aborted"
 
 
+@pytest.mark.learning
 async def test_a_pipe_that_nobody_reads_holds_up_nothing(client):
     command = [sys.executable, *scripted(0.0)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:  # noqa: ASYNC220 - read on demand

@@ -12,6 +12,8 @@ from icrl.testing import Babble, ByteTokenizer, ScriptedEngine, fake_logprob
 from icrl.testing.conformance import CHECKS, Subject
 from icrl.trajectory import VersionSpan
 
+pytestmark = pytest.mark.learning  # of the checks, not of the engines: these run with what takes long
+
 BY_NAME = {check.__name__: check for check in CHECKS}
 ENDING = b"end"
 

@@ -126,12 +126,14 @@ def test_text_is_shown_as_it_comes():
 @pytest.mark.parametrize("head", ["", "```", "<code>x", "\\boxed{", "```python\n"])
 def test_long_turns_cost_no_more_than_their_length(head, unit):
     def seconds(size):
-        text, started = head + unit * (size // len(unit)), time.process_time()
+        text, started = head + unit * (size // len(unit)), time.thread_time()
         parse(text)
-        return time.process_time() - started
+        return time.thread_time() - started
 
     # Ten times what is linear, a third of what is quadratic.
-    assert seconds(32_000) < 320 * min(seconds(1_000) for _ in range(3)) + 0.2
+    bound = 320 * min(seconds(1_000) for _ in range(3)) + 0.2
+    # Once may not be enough: a full collection of a long session's garbage takes half a second.
+    assert any(seconds(32_000) < bound for _ in range(3))
 
 
 def test_what_decides_comes_first():

@@ -6,6 +6,7 @@ import ast
 import builtins
 import functools
 import io
+import statistics
 import subprocess
 import sys
 import time
@@ -263,11 +264,12 @@ def test_a_warm_language_costs_little():
     language = restricted()
     language.prepare(())
     code = "import math\ndef f(n):\n    return sum(i * i for i in range(n))\nf(10) + math.isqrt(50)"
-    namespaces = [language.namespace() for _ in range(50)]
-    started = time.process_time()
-    for namespace in namespaces:
+    spent = []
+    for _ in range(50):
+        namespace, started = language.namespace(), time.thread_time()
         language.execute(code, namespace)
-    assert (time.process_time() - started) / 50 < 0.002  # measured: 0.15 ms
+        spent.append(time.thread_time() - started)
+    assert statistics.median(spent) < 0.002  # measured: 0.15 ms
 
 
 def test_a_facade_is_no_way_to_the_module():

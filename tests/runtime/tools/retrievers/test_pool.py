@@ -71,13 +71,17 @@ async def test_an_index_that_cannot_be_opened_is_named(make, tmp_path):
 
 
 @pytest.fixture
-def touchy(make, tmp_path, monkeypatch) -> PoolRetriever:
+def touchy(make, tmp_path, monkeypatch, request) -> PoolRetriever:
     """An index some of whose words end the process, or hang."""
     monkeypatch.setattr(pool, "FACTORY", "worker_functions:touchy_index")
-    return make(tmp_path, processes=1, timeout_s=1.0)
+    return make(tmp_path, processes=1, timeout_s=getattr(request, "param", 30.0))
 
 
-@pytest.mark.parametrize(("word", "reason"), [("crash", "exit code 1"), ("hang", r"no answer within 1 s")])
+@pytest.mark.parametrize(
+    ("touchy", "word", "reason"),
+    [(30.0, "crash", "exit code 1"), (2.0, "hang", r"no answer within 2 s")],
+    indirect=["touchy"],
+)
 async def test_a_query_that_ends_its_reader_spoils_no_other(touchy, word, reason):
     found = await asyncio.gather(
         *(touchy.search([query], 1) for query in ["a", word, "b"]), touchy.search(["c", "d"], 2), return_exceptions=True
