@@ -7,36 +7,25 @@ more on a fresh connection; nothing else is sent twice here.
 
 from __future__ import annotations
 
-import io
+import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
 
-import aiohttp
 import msgspec
-from yarl import URL
 
-from icrl.errors import ConfigError, EngineError
+from icrl.errors import EngineError
+from icrl.runtime.engines.sglang.connection import Connection, MalformedReply, Unanswered
+from icrl.runtime.engines.sglang.connections import Connections
+from icrl.runtime.engines.sglang.endpoint import Endpoint
 from icrl.runtime.engines.sglang.refusal import retryable, said
 
 __all__ = ["BrokenReply", "Client", "Reply"]
 
-KEEP_ALIVE_S = 4.0
-"""Idle connections are dropped after this, before the server drops them after 5 seconds."""
-
-CONNECT_S = 10.0
-"""A server that does not take a connection for this long is unreachable."""
-
-LARGE_BYTES = 1 << 20
-"""From here on a body is sent in pieces."""
-
 NOTHING: Mapping[str, Any] = {}
 
 _encode = msgspec.json.Encoder().encode
-
-_reused: ContextVar[bool] = ContextVar("_reused", default=False)
 
 
 class BrokenReply(EngineError):
@@ -48,8 +37,8 @@ class Reply:
 
     __slots__ = ("_read", "_where")
 
-    def __init__(self, reply: aiohttp.ClientResponse, where: str) -> None:
-        self._read = reply.content.readany
+    def __init__(self, connection: Connection, where: str) -> None:
+        self._read = connection.read
         self._where = where
 
     def __aiter__(self) -> Reply:
@@ -58,7 +47,7 @@ class Reply:
     async def __anext__(self) -> bytes:
         try:
             piece = await self._read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (OSError, MalformedReply) as error:
             raise _broken(self._where, error) from error
         if not piece:
             raise StopAsyncIteration
@@ -69,11 +58,11 @@ class Client:
     """A server's address and its connections, of which there may be any number.
 
     Args:
-        address: `http://host:port`.
+        address: `http://host:port` or `https://…`, perhaps with a path that goes before all others.
         api_key: Sent as a bearer token.
 
     Raises:
-        ConfigError: The address is none.
+        ConfigError: The address is none, or the key cannot be sent.
 
     Example:
         >>> Client("127.0.0.1:30000")
@@ -82,17 +71,10 @@ class Client:
     """
 
     def __init__(self, address: str, *, api_key: str | None = None) -> None:
-        if not address.startswith(("http://", "https://")):
-            raise ConfigError(f"address: {address!r} needs a scheme; write 'http://{address}'")
-        self.address = address.rstrip("/")
+        self._endpoint = Endpoint(address, api_key)
+        self._connections = Connections(self._endpoint)
+        self.address = self._endpoint.address
         """Where the server is, without a slash at the end."""
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._urls: dict[str, URL] = {}
-        self._timeouts: dict[tuple[float | None, float | None], aiohttp.ClientTimeout] = {}
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
-        self._closed = False
 
     async def get(self, path: str, *, timeout_s: float) -> bytes:
         """Read `path`.
@@ -128,122 +110,67 @@ class Client:
             EngineError: The server refuses or cannot be reached.
             BrokenReply: The reply stopped or broke off; also raised by the iteration.
         """
-        reply = await self._send("POST", path, payload, self._timeout(timeout_s, stall_s))
+        connection = await self._ask("POST", path, payload, timeout_s, stall_s, streamed=True)
+        reply = Reply(connection, self.address)
         try:
-            yield Reply(reply, self.address)
+            if connection.status >= 300:
+                raise self._refusal(connection, b"".join([piece async for piece in reply]))
+            yield reply
         finally:
-            reply.close() if reply.content.at_eof() is False else reply.release()
+            self._connections.give_back(connection)
 
     async def aclose(self) -> None:
         """Close all connections; requests that are under way fail."""
-        self._closed = True
-        for session in self._sessions.values():
-            await session.close()
+        await self._connections.aclose()
 
     async def _whole(self, method: str, path: str, payload: bytes | None, timeout_s: float) -> bytes:
-        reply = await self._send(method, path, payload, self._timeout(timeout_s, None))
-        try:
-            return await reply.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _broken(self.address, error) from error
+        connection = await self._ask(method, path, payload, timeout_s, None, streamed=False)
+        data = await connection.read()
+        self._connections.give_back(connection)
+        if connection.status >= 300:
+            raise self._refusal(connection, data)
+        return data
 
-    async def _send(
-        self, method: str, path: str, payload: bytes | None, patience: aiohttp.ClientTimeout
-    ) -> aiohttp.ClientResponse:
-        """Send a request and wait for the head of a reply that is not a refusal."""
-        _reused.set(False)
-        try:
-            try:
-                reply = await self._request(method, path, payload, patience, fresh=False)
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if not _reused.get() or self._closed:
-                    raise
-                reply = await self._request(method, path, payload, patience, fresh=True)
-            if reply.status >= 400:
-                raise EngineError(
-                    said(await reply.read()),
-                    engine=self.address,
-                    status=reply.status,
-                    retryable=retryable(reply.status),
-                )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise EngineError(
-                f"cannot be reached: {error or type(error).__name__}", engine=self.address, retryable=True
-            ) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _broken(self.address, error) from error
-        return reply
-
-    async def _request(
+    async def _ask(
         self,
         method: str,
         path: str,
         payload: bytes | None,
-        patience: aiohttp.ClientTimeout,
+        timeout_s: float | None,
+        stall_s: float | None,
         *,
-        fresh: bool,
-    ) -> aiohttp.ClientResponse:
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = URL(self.address + path, encoded=True)
-        session = self._session(fresh)
-        return await session.request(method, url, data=_piecewise(payload), headers=self._headers, timeout=patience)
-
-    def _session(self, fresh: bool) -> aiohttp.ClientSession:
-        """Open a session at first use, when there is a loop; a `fresh` one uses every connection once."""
-        if self._closed:
-            raise EngineError("is closed", engine=self.address)
-        session = self._sessions.get(fresh)
-        if session is None:
-            session = self._sessions[fresh] = _open(fresh)
-        return session
-
-    def _timeout(self, timeout_s: float | None, stall_s: float | None) -> aiohttp.ClientTimeout:
-        key = (timeout_s, stall_s)
-        timeout = self._timeouts.get(key)
-        if timeout is None:
-            timeout = aiohttp.ClientTimeout(total=timeout_s, sock_read=stall_s, sock_connect=CONNECT_S)
-            if len(self._timeouts) < 64:
-                self._timeouts[key] = timeout
-        return timeout
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Connections without a limit, each of which knows whether it was used before.
-
-    (Tracing tells that too, and costs 15 µs a request.)
-    """
-
-    def __init__(self, *, fresh: bool) -> None:
-        super().__init__(limit=0, force_close=fresh, keepalive_timeout=None if fresh else KEEP_ALIVE_S)
-        self._seen: WeakSet[Any] = WeakSet()
-
-    async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        """Take a connection, and note in the context whether it was used before."""
-        connection = await super().connect(*args, **kwargs)
-        protocol = connection.protocol
-        if protocol in self._seen:
-            _reused.set(True)
-        elif protocol is not None:
-            self._seen.add(protocol)
+        streamed: bool,
+    ) -> Connection:
+        """Send a request and wait for the whole reply, or for its head where it is `streamed`."""
+        self._connections.require_open()
+        loop = asyncio.get_running_loop()
+        until = math.inf if timeout_s is None else loop.time() + timeout_s
+        head, body = self._endpoint.head(method, path, None if payload is None else len(payload)), payload or b""
+        connection = self._connections.take(loop)
+        try:
+            if connection is not None:
+                try:
+                    await connection.ask(head, body, until=until, stall_s=stall_s, streamed=streamed)
+                    return connection
+                except Unanswered:  # the server closed it when the request was on its way
+                    self._connections.require_open()
+            connection = await self._connections.open(until)
+            await connection.ask(head, body, until=until, stall_s=stall_s, streamed=streamed)
+        except (OSError, MalformedReply) as error:
+            raise _broken(self.address, error) from error
         return connection
 
-
-def _open(fresh: bool) -> aiohttp.ClientSession:
-    """Open a session without cookies and proxies; a `fresh` one uses every connection once."""
-    return aiohttp.ClientSession(
-        connector=_Connector(fresh=fresh),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
-    )
+    def _refusal(self, connection: Connection, data: bytes) -> EngineError:
+        """Make an error of a reply with another status than success. No redirect is followed: the key stays here."""
+        message, status = said(data), connection.status
+        if status < 400:
+            message = f"leads to {connection.location or 'another address'}; give the address that answers itself"
+        return EngineError(message, engine=self.address, status=status, retryable=retryable(status))
 
 
-def _piecewise(payload: bytes | None) -> bytes | io.BytesIO | None:
-    """Let weights be sent in pieces between which the loop does other things."""
-    return payload if payload is None or len(payload) < LARGE_BYTES else io.BytesIO(payload)
-
-
-def _broken(address: str, error: BaseException) -> BrokenReply:
-    what = "no answer in time" if isinstance(error, TimeoutError) else "the connection broke"
-    detail = str(error) or type(error).__name__
-    return BrokenReply(f"{what}: {detail}", engine=address, retryable=True)
+def _broken(address: str, error: Exception) -> BrokenReply:
+    if isinstance(error, MalformedReply):
+        what = "a malformed reply"
+    else:
+        what = "no answer in time" if isinstance(error, TimeoutError) else "the connection broke"
+    return BrokenReply(f"{what}: {str(error) or type(error).__name__}", engine=address, retryable=True)

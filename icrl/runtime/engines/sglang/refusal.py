@@ -9,12 +9,15 @@ __all__ = ["retryable", "said"]
 LONGEST = 500
 """Characters of a message that are kept."""
 
+KEYS = ("error", "message", "detail", "error_message")
+"""Under which of these a message may be."""
+
 
 def said(body: bytes) -> str:
     """Find the message in a refusal, whichever of the shapes it has.
 
     SGLang has three: `{"error": {"message": …}}`, `{"error": …}` and `{"object": "error", "message": …}`; its
-    framework adds `{"detail": …}`. Anything else is quoted.
+    framework adds `{"detail": …}`, and what loads adapters `{"error_message": …}`. Anything else is quoted.
 
     Example:
         >>> said(b'{"error": {"message": "too long"}}'), said(b'{"object": "error", "message": "no"}'), said(b"oops")
@@ -26,13 +29,18 @@ def said(body: bytes) -> str:
         return _cut(body.decode("utf-8", "replace")) or "an empty reply"
     for _ in range(2):
         if isinstance(value, dict):
-            value = next((value[key] for key in ("error", "message", "detail") if value.get(key)), value)
+            value = next((value[key] for key in KEYS if value.get(key)), value)
     return _cut(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
 def retryable(status: int) -> bool:
-    """Whether the same request may succeed later: too many requests, or the server's own fault."""
-    return status == 429 or status >= 500
+    """Whether the same request may succeed later: it came too late or too soon, or it was the server's own fault.
+
+    Example:
+        >>> [status for status in (400, 404, 408, 429, 500) if retryable(status)]
+        [408, 429, 500]
+    """
+    return status in (408, 429) or status >= 500
 
 
 def _cut(text: str) -> str:

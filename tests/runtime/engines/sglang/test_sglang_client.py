@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
+from raw_server import listening, take_request
 
 from icrl.errors import ConfigError, EngineError
 from icrl.runtime.engines.sglang.client import BrokenReply, Client
@@ -12,24 +11,6 @@ from icrl.runtime.engines.sglang.refusal import LONGEST, retryable, said
 from icrl.testing import SGLangStub
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def listening(handler: Handler) -> AsyncIterator[str]:
-    """A server that does exactly what the test says, byte by byte."""
-    server = await asyncio.start_server(handler, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-
-
-async def take_request(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
-    return head + await reader.readexactly(int(lengths[0]) if lengths else 0)
 
 
 async def collect(client: Client, pieces: list[bytes]) -> None:
