@@ -1,14 +1,14 @@
-"""Encoders that give the ids of a Hugging Face tokenizer at a fraction of its time, where that is certain.
+"""An encoder that gives the ids of a Hugging Face tokenizer at a fraction of its time, where that is certain.
 
-`WordMemo` is that tokenizer itself, asked for each word of ASCII text only once. `FastEncoder` is `tiktoken`, given the
-merges and the pre-tokenisation of a `tokenizer.json`. The two libraries merge by different rules: the original knows
-pairs, tiktoken knows the bytes that a pair makes, and looks a whole word up first. They agree where every vocabulary
-entry is what its own bytes are merged to. For suppose that two neighbouring pieces could make an entry by bytes but
-not as a pair. What is merged within a stretch of text does not depend on its surroundings as long as nothing is
-merged across its ends, so that the entry's bytes alone would be merged to these two pieces, too, and not to the
-entry. This is checked for every entry, and the forms of the rest are known ones; a few hundred texts
-are compared besides. Whatever is in doubt is left to the original: an unknown form, a long text, a character that
-two versions of Unicode may sort differently.
+`WordMemo` parts text into words itself, and asks what is to become of a word only once. It asks the original's model,
+or `tiktoken`, which takes half as long for words that are new, as most are where words are whole clauses (Chinese,
+Japanese). The two libraries merge by different rules: the original knows pairs, tiktoken knows the bytes that a pair
+makes, and looks a whole word up first. They agree where every vocabulary entry is what its own bytes are merged to.
+For suppose that two neighbouring pieces could make an entry by bytes but not as a pair. What is merged within a stretch
+of text does not depend on its surroundings as long as nothing is merged across its ends, so that the entry's bytes
+alone would be merged to these two pieces, too, and not to the entry. This is checked for every entry, and the forms of
+the rest are known ones; a few hundred texts are compared besides. Whatever is in doubt is left to the original: an
+unknown form, a long word, a character that two versions of Unicode may sort differently.
 """
 
 from __future__ import annotations
@@ -17,21 +17,15 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, lru_cache
+from typing import Any
 
 from tokenizers import Tokenizer as Plain
 
 from icrl.byte_level import byte_alphabet, word_bytes
 from icrl.errors import ConfigError
 
-if TYPE_CHECKING:
-    from tiktoken import Encoding
-
-__all__ = ["FastEncoder", "WordMemo"]
-
-LONGEST = 100_000
-"""Characters of the longest text that it takes; a run of a million spaces overflows tiktoken's stack."""
+__all__ = ["WordMemo"]
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LARGE = (
@@ -39,21 +33,29 @@ _LARGE = (
 )
 _EMBEDDED = r" ?(?:```|</|\[/|\{/|<<|>>|\[\[|\]\]|##|==|--|->|\*\*|//)| ?[A-Za-z]+| ?[0-9]|\n\n|\n| ?[^\sA-Za-z0-9]|\s+"
 _PATTERNS = frozenset({_GPT2, _LARGE % "", _LARGE % "{1,3}", _EMBEDDED})
-"""Pre-tokenisations that both libraries' regular expressions understand alike, and that match every character."""
+"""Pre-tokenisations that are known here; each matches every character."""
+
+_SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""What the original takes for space; Python takes four separators of ASCII for it, too."""
 
 MOST_WORDS = 1 << 16
-"""Words that are remembered."""
+"""Words that are remembered; then they are all forgotten, as the text may be about something else by now."""
+LONGEST_WORD = 32
+"""Characters of the longest word that is remembered, or left to tiktoken, whose time grows with the square."""
+
+_Merge = Callable[[str], Sequence[int]]
 
 
 class WordMemo:
-    """Remembers what the original makes of words, and parts ASCII text into words itself.
+    """Encodes word by word, remembers words, and says of text with doubtful characters that it does not.
 
     Args:
         pipeline: Contents of `tokenizer.json`.
         plain: The tokenizer made of it, without its added tokens and its normalisation.
+        fast: Leave words that are not known yet to tiktoken.
 
     Raises:
-        ConfigError: It is not certain that text is parted into the same words.
+        ConfigError: It is not certain that the ids would be the same, or tiktoken is wanted and not installed.
 
     Example:
         >>> from icrl.tiny import BASE_DIR
@@ -63,77 +65,96 @@ class WordMemo:
         True
     """
 
-    def __init__(self, pipeline: Mapping[str, Any], plain: Plain) -> None:
-        pattern = _pattern(pipeline).replace(r"\p{L}\p{N}", "a-zA-Z0-9")
-        self._parts = re.compile(pattern.replace(r"\p{L}", "[a-zA-Z]").replace(r"\p{N}", "[0-9]"), re.ASCII).findall
-        self._spelling = {byte: character for character, byte in byte_alphabet().items()}
-        self._tokenize = plain.model.tokenize
+    def __init__(self, pipeline: Mapping[str, Any], plain: Plain, *, fast: bool = False) -> None:
+        self._parts = _parts(_pattern(pipeline))
+        self._original = _original(plain)
+        self._merge = _tiktoken(pipeline["model"], plain) if fast else self._original
         self._known: dict[str, tuple[int, ...]] = {}
+        self.unknown = 0
+        """Words so far that were not known."""
         _compare(self.encode, plain)
 
     def encode(self, text: str) -> list[int] | None:
-        """Encode ASCII text in which no added token is parsed; `None` for other text."""
-        if not text.isascii():
+        """Encode text in which no added token is parsed; `None` where the original has to."""
+        if not (text.isascii() or all(map(_is_settled, set(text)))):
             return None
         known, ids = self._known, list[int]()
         for word in self._parts(text):
             ids += known.get(word) or self._learn(word)
         return ids
 
-    def _learn(self, word: str) -> tuple[int, ...]:
-        ids = tuple(token.id for token in self._tokenize(word.translate(self._spelling)))
-        if len(self._known) < MOST_WORDS:
-            self._known[word] = ids
+    def _learn(self, word: str) -> Sequence[int]:
+        self.unknown += 1
+        if len(word) > LONGEST_WORD:
+            return self._original(word)
+        if len(self._known) >= MOST_WORDS:
+            self._known.clear()
+        ids = self._known[word] = tuple(self._merge(word))
         return ids
 
 
-class FastEncoder:
-    """Encodes most texts, and says of the others that it does not.
+def _original(plain: Plain) -> _Merge:
+    """Return what makes ids of a word's bytes, as the original does."""
+    tokenize, alphabet = plain.model.tokenize, {byte: character for character, byte in byte_alphabet().items()}
+    spelling = "".join(alphabet[byte] for byte in range(256))
+    return lambda word: [token.id for token in tokenize(word.encode().decode("latin-1").translate(spelling))]
 
-    Args:
-        pipeline: Contents of `tokenizer.json`.
-        plain: The tokenizer made of it, without its added tokens and its normalisation.
+
+def _tiktoken(model: Mapping[str, Any], plain: Plain) -> _Merge:
+    """Return what makes the same ids of a word's bytes in less time.
 
     Raises:
         ConfigError: tiktoken is not installed, or it is not certain that the ids would be the same.
-
-    Example:
-        >>> from icrl.tiny import BASE_DIR
-        >>> from icrl.tokenizer_files import find_tokenizer_files
-        >>> files = find_tokenizer_files(BASE_DIR)
-        >>> encoder = FastEncoder(files.pipeline, files.plain)
-        >>> encoder.encode("the mayor of Rikor") == files.plain.encode("the mayor of Rikor").ids
-        True
     """
-
-    def __init__(self, pipeline: Mapping[str, Any], plain: Plain) -> None:
-        pattern = _pattern(pipeline)
-        ranks, ids = _ranks(pipeline["model"])
-        self._encoding = _encoding(pattern, ranks)
-        self._ids = None if ids == list(range(len(ids))) else ids
-        _check_entries(pipeline["model"], plain)
-        _compare(self.encode, plain)
-
-    def encode(self, text: str) -> list[int] | None:
-        """Encode text in which no added token is parsed; `None` where the original has to."""
-        if len(text) > LONGEST or not (text.isascii() or all(map(_is_settled, set(text)))):
-            return None
-        found = self._encoding.encode_ordinary(text)
-        return found if self._ids is None else [self._ids[i] for i in found]
+    try:
+        import tiktoken
+    except ImportError as error:
+        raise ConfigError("encoder: the fast one needs tiktoken: pip install 'icrl[fast]'") from error
+    ranks, ids = _ranks(model)
+    _check_entries(model, plain)
+    merge = tiktoken.Encoding("icrl", pat_str=r"(?s:.+)", mergeable_ranks=ranks, special_tokens={}).encode_ordinary
+    return merge if ids == list(range(len(ids))) else lambda word: [ids[rank] for rank in merge(word)]
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def _is_settled(character: str) -> bool:
-    """Say whether a character is a letter, a number, a space or neither in all versions of Unicode since 3.2.
+    """Say whether a character counts the same in all versions of Unicode since 3.2, and here.
+
+    Letters and numbers beyond the first plane do not: looking for them would make all words dearer.
+    """
+    kind = _kind(character)
+    return kind == "" or (kind is not None and character <= "\uffff")
+
+
+def _kind(character: str) -> str | None:
+    """Return `L`, `N` or `Z` of letters, numbers and spaces, "" of others, `None` where versions of Unicode differ.
 
     Halves of surrogate pairs are never settled, as they are not text.
     """
     now = unicodedata.category(character)
-    return now not in ("Cn", "Cs") and _sort(now) == _sort(unicodedata.ucd_3_2_0.category(character))
+    kind = _sort(now)
+    return kind if now not in ("Cn", "Cs") and kind == _sort(unicodedata.ucd_3_2_0.category(character)) else None
 
 
 def _sort(category: str) -> str:
     return category[0] if category[0] in "LNZ" else ""
+
+
+@cache
+def _class(kind: str) -> str:
+    """Return all settled characters of a kind, as what a class of a regular expression holds."""
+    runs = itertools.groupby(map(chr, range(0x10000)), key=lambda character: _kind(character) == kind)
+    members = [list(run) for inside, run in runs if inside]
+    return "".join(f"{run[0]}-{run[-1]}" for run in members)
+
+
+@cache
+def _parts(pattern: str) -> Callable[[str], list[str]]:
+    """Return what parts text into words; Python's regular expressions know no classes of Unicode."""
+    letters, numbers = _class("L"), _class("N")
+    pattern = pattern.replace(r"[^\s", f"[^{_SPACES}").replace(r"\p{L}\p{N}", letters + numbers)
+    pattern = pattern.replace(r"\p{L}", f"[{letters}]").replace(r"\p{N}", f"[{numbers}]")
+    return re.compile(pattern.replace(r"\s", f"[{_SPACES}]").replace(r"\S", f"[^{_SPACES}]")).findall
 
 
 def _pattern(pipeline: Mapping[str, Any]) -> str:
@@ -186,14 +207,6 @@ def _ranks(model: Mapping[str, Any]) -> tuple[dict[bytes, int], list[int]]:
             ids.append(vocabulary[word])
         last = word
     return ranks, ids
-
-
-def _encoding(pattern: str, ranks: dict[bytes, int]) -> Encoding:
-    try:
-        import tiktoken
-    except ImportError as error:
-        raise ConfigError("encoder: the fast one needs tiktoken: pip install 'icrl[fast]'") from error
-    return tiktoken.Encoding("icrl", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
 
 def _check_entries(model: Mapping[str, Any], plain: Plain) -> None:

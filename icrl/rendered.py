@@ -80,8 +80,8 @@ class Marks:
         Raises:
             DataError: The texts use up all private-use characters.
         """
-        used = set().union(*texts)
-        free = [*islice((mark for code in _PRIVATE_USE if (mark := chr(code)) not in used), 3)]
+        marks = map(chr, _PRIVATE_USE)
+        free = [*islice((mark for mark in marks if not any(mark in text for text in texts)), 3)]
         if len(free) < 3:
             raise DataError("messages: they use up Unicode's private-use characters")
         return cls(*free)

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from icrl.byte_level import byte_alphabet, word_bytes
 from icrl.errors import ConfigError, DataError
-from icrl.fast_encoder import FastEncoder, WordMemo
+from icrl.fast_encoder import WordMemo
 from icrl.rendered import Rendered, Special
 from icrl.template import ChatTemplate
 from icrl.tokenizer_files import TokenizerFiles, find_tokenizer_files
@@ -27,14 +27,16 @@ from icrl.types import Message
 __all__ = ["ChatTokenizer", "Encoder", "Rendered", "Special", "TextStream", "Tokenizer"]
 
 Encoder = Literal["auto", "huggingface", "fast"]
-"""Which library turns text into ids; the ids are the same. `fast` needs tiktoken, and a tokenizer that it fits;
-`huggingface` remembers what it made of words."""
+"""Who turns text into ids; the ids are the same. `huggingface` remembers what the library made of words; `fast` leaves
+new words to tiktoken, which is needed then, and a tokenizer that it fits."""
 
-WORTH_CHARACTERS = 1_000_000
-"""With `auto`, the fast encoder is made once this much was encoded: making it costs about as much as that did."""
+WORTH_CHARACTERS = 100_000
+"""With `auto`, words are remembered once this much was encoded: to begin with that costs as much as this did."""
+WORTH_WORDS = 300_000
+"""With `auto`, new words are left to tiktoken once there were so many, likewise."""
 
 _LONG_CHARACTERS = 256
-"""From here on it pays to look words up, and the library's batch call, which computes no offsets, is the cheaper."""
+"""From here on the library's batch call, which computes no offsets, is the cheaper one."""
 _REPLACEMENT = "\ufffd"
 _LOG = logging.getLogger("icrl.tokenizer")
 
@@ -124,8 +126,8 @@ class ChatTokenizer:
 
     Args:
         files: What `find_tokenizer_files` read.
-        encoder: `auto` begins with Hugging Face's encoder and changes to the fast one, made in a thread, in a process
-            that encodes much; where the fast one does not fit, a debug message says why.
+        encoder: `auto` begins with the library's encoder alone, and changes to the others, made in a thread, in a
+            process that encodes much; where they do not fit, a debug message says why.
 
     Raises:
         ConfigError: The vocabulary can spell an added token in plain text, text does not decode to itself, or the
@@ -142,8 +144,10 @@ class ChatTokenizer:
     def __init__(self, files: TokenizerFiles, *, encoder: Encoder = "auto") -> None:
         self._files = files
         self._plain = files.plain
-        self._fast: FastEncoder | None = None
-        self._until_fast = WORTH_CHARACTERS if encoder == "auto" else 0
+        self._words: WordMemo | None = None
+        self._encoder = encoder
+        self._improves = encoder == "auto"
+        self._until_words = WORTH_CHARACTERS
         self._last: tuple[Sequence[int], list[bytes], str] | None = None
         self._added = {token.id: token for token in files.added}
         self._templates = {
@@ -158,7 +162,9 @@ class ChatTokenizer:
             raise ConfigError(f"tokenizer: {self.name} names no end token; set eos_token in its tokenizer_config.json")
         self.pad_id = files.pad_id if files.pad_id is not None else min(self.eos_ids)
         if encoder == "fast":
-            self._fast = FastEncoder(files.pipeline, self._plain)
+            self._words = WordMemo(files.pipeline, self._plain, fast=True)
+        elif encoder == "huggingface":
+            self._improve()
 
     @classmethod
     def load(cls, source: str | PathLike[str], *, encoder: Encoder = "auto") -> ChatTokenizer:
@@ -187,17 +193,13 @@ class ChatTokenizer:
         return ids
 
     def _encode(self, text: str) -> list[int]:
-        if self._fast is not None and (found := self._fast.encode(text)) is not None:
-            return found
-        if self._until_fast > 0:
-            self._until_fast -= len(text)
-            if self._until_fast <= 0:
-                threading.Thread(target=self._become_fast, name="icrl-encoder", daemon=True).start()
-        long = len(text) >= _LONG_CHARACTERS
-        if long and self._words is not None and (found := self._words.encode(text)) is not None:
+        if self._improves and self._pays(text):
+            self._improves = False
+            threading.Thread(target=self._improve, name="icrl-encoder", daemon=True).start()
+        if self._words is not None and (found := self._words.encode(text)) is not None:
             return found
         try:
-            if long:
+            if len(text) >= _LONG_CHARACTERS:
                 (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
             else:
                 encoding = self._plain.encode(text, add_special_tokens=False)
@@ -206,17 +208,19 @@ class ChatTokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    @cached_property
-    def _words(self) -> WordMemo | None:
-        try:
-            return WordMemo(self._files.pipeline, self._plain)
-        except ConfigError as reason:
-            _LOG.debug("%s: %s", self.name, reason)
-            return None
+    def _pays(self, text: str) -> bool:
+        """Say whether so much was encoded, this text included, that the next encoder is worth its making."""
+        if self._words is not None:
+            return self._words.unknown >= WORTH_WORDS
+        self._until_words -= len(text)
+        return self._until_words <= 0
 
-    def _become_fast(self) -> None:
+    def _improve(self) -> None:
+        """Remember words; where they are remembered, leave new ones to tiktoken."""
+        fast = self._words is not None
         try:
-            self._fast = FastEncoder(self._files.pipeline, self._plain)
+            self._words = WordMemo(self._files.pipeline, self._plain, fast=fast)
+            self._improves = self._encoder == "auto" and not fast
         except ConfigError as reason:
             _LOG.debug("%s: %s", self.name, reason)
 
@@ -226,7 +230,7 @@ class ChatTokenizer:
         Raises:
             DataError: A text holds half of a surrogate pair.
         """
-        if self._fast is not None:
+        if self._words is not None:
             return [self._encode(text) for text in texts]
         try:
             encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -2,7 +2,8 @@
 
 A turn's prompt is the last turn's prompt with something behind it. Checking and spelling 7,000 ids takes about 280 µs;
 comparing them with the ids that were spelled before is one `memcmp`, and with 300 more that takes 24 µs. A session's
-first prompt begins with what it shares with others, instruction and demonstrations, which is spelled once for all.
+first prompt begins with what it shares with others, instruction and demonstrations, which is spelled once for all; the
+members of a group share all of it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ BYTES_PER_ID = 11
 """What an id takes here: 4 in the array, about 7 spelled."""
 
 WORTH_SHARING = 128
-"""Ids that a shared prefix must have to be remembered."""
+"""Ids that the beginning of a prompt must have to be remembered."""
 PREFIXES = 32
-"""Shared prefixes that are remembered."""
+"""Beginnings of prompts that are remembered."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -92,16 +93,19 @@ class Prompts:
         return bytes(known.digits)
 
     def _begun(self, given: array[int], shared_prefix: int, info: EngineInfo) -> _Spelled:
-        """Return the shared prefix as it was spelled before; the ids themselves decide whether it is the same."""
+        """Return a session's first prompt, or its shared prefix, as it was spelled before.
+
+        The ids themselves decide whether it is the same.
+        """
         check_request(info, given, checked=len(given))  # of all, before a part of it could be found too long
-        if not WORTH_SHARING <= shared_prefix <= len(given):
+        if len(given) < WORTH_SHARING:
             return _Spelled()
-        shared = given[:shared_prefix]
-        key = shared.tobytes()
+        key = given.tobytes()
         known = self._prefixes.pop(key, None)
         if known is None:
-            known = _Spelled()
-            _append(known, shared, _new(shared, 0, info))
+            shared = given[:shared_prefix]
+            known = self._begun(shared, 0, info) if WORTH_SHARING <= shared_prefix < len(given) else _Spelled()
+            _append(known, given, _new(given, len(known.ids), info))
         self._prefixes[key] = known
         if len(self._prefixes) > PREFIXES:
             self._prefixes.popitem(last=False)
@@ -127,9 +131,9 @@ class Prompts:
 
 def _new(given: array[int], length: int, info: EngineInfo) -> list[int]:
     """Return the ids behind the first `length`, checked as a list, which takes half the time of an array."""
-    new = given[length:].tolist()
+    new = memoryview(given)[length:].cast("B").cast("I").tolist()  # unsigned, a negative id is a very large one
     check_request(info, given, checked=len(given))
-    if new and (max(new) >= info.vocab_size or min(new) < 0):
+    if new and max(new) >= info.vocab_size:
         check_request(info, given)
     return new
 

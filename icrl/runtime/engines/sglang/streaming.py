@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from icrl.runtime.engines.sglang.versions import Versions
-from icrl.runtime.engines.sglang.wire import Answer, Finish, Meta, decode, logprobs, malformed
+from icrl.runtime.engines.sglang.wire import Answer, Finish, Meta, decode, logprobs, malformed, progress
 from icrl.trajectory import VersionSpan
 
 __all__ = ["Arrived"]
@@ -51,6 +51,12 @@ class Arrived:
         """Why it ended, once it did."""
         return self.meta.finish_reason
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the server called the weights that it was sampled with, in order."""
+        exact = [span.version for span in self.meta.weight_versions or ()]
+        return tuple(exact or [name for _, name in self._marks])
+
     def feed(self, piece: bytes) -> Sequence[int]:
         """Take the next bytes and return the ids that came with them.
 
@@ -60,15 +66,21 @@ class Arrived:
         *events, self._rest = (self._rest + piece).split(BOUNDARY)
         events = [event for event in events if event.startswith(PREFIX) and event != END]
         before = len(self.ids)
-        for event in events[-1:] if self._cumulative else events:
+        repeated = max(0, len(events) - 1) if self._cumulative else 0  # by the last: all but the names of weights
+        for event in events[:repeated]:
+            self._mark(*progress(memoryview(event)[len(PREFIX) :], engine=self._engine))
+        for event in events[repeated:]:
             self.take(decode(memoryview(event)[len(PREFIX) :], engine=self._engine))
         return self.ids[before:]
 
     def spans(self, versions: Versions) -> tuple[VersionSpan, ...]:
         """Return the weight versions as the events gave them, exact to an event; the end of a reply knows better."""
         spans: list[VersionSpan] = []
-        for end, name in self._marks:
+        for mark, name in self._marks:
             version, start = versions.number(name), spans[-1].end if spans else 0
+            end = min(mark, len(self.ids))  # the event that was to bring the others did not
+            if end == start:
+                break
             if spans and spans[-1].version == version:
                 start = spans.pop().start
             spans.append(VersionSpan(version=version, start=start, end=end))
@@ -92,5 +104,11 @@ class Arrived:
         elif not (arrived == total and self.finish is not None and self.finish.type == "abort"):
             # (An incremental server that aborts a request in its queue says the last token again.)
             raise malformed(f"an event of {new} tokens makes {total} out of {arrived}", self._engine)
-        if len(self.ids) > arrived:
-            self._marks.append((len(self.ids), self.meta.weight_version))
+        self._mark(len(self.ids), self.meta.weight_version)
+        if self.ids and self._marks[-1][0] > len(self.ids):
+            raise malformed(f"{len(self.ids)} tokens follow {self._marks[-1][0]}", self._engine)
+
+    def _mark(self, end: int, name: str) -> None:
+        """Note under which weights the tokens up to `end` were sampled that had not been there before."""
+        if end > (self._marks[-1][0] if self._marks else 0):
+            self._marks.append((end, name))

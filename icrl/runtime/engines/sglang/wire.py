@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -28,8 +28,12 @@ __all__ = [
     "finish_reason",
     "logprobs",
     "malformed",
+    "progress",
     "spans",
 ]
+
+
+_T = TypeVar("_T")
 
 
 class Finish(msgspec.Struct, gc=False):
@@ -86,7 +90,17 @@ class Answer(msgspec.Struct, gc=False):
     """What a streamed reply holds instead, where the server refuses."""
 
 
+class _Reached(msgspec.Struct, gc=False):
+    completion_tokens: int = 0
+    weight_version: str = "default"
+
+
+class _Progress(msgspec.Struct, gc=False):
+    meta_info: _Reached = msgspec.field(default_factory=_Reached)
+
+
 _decoder = msgspec.json.Decoder(Answer)
+_progress_decoder = msgspec.json.Decoder(_Progress)
 
 
 def decode(data: bytes | bytearray | memoryview, *, engine: str) -> Answer:
@@ -103,16 +117,30 @@ def decode(data: bytes | bytearray | memoryview, *, engine: str) -> Answer:
         >>> decode(b'{"output_ids": [5], "meta_info": {"completion_tokens": 1}}', engine="e").output_ids
         [5]
     """
-    try:
-        answer = _decoder.decode(data)
-    except msgspec.ValidationError as error:
-        raise EngineError(f"malformed reply: {error}", engine=engine) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"the reply is not JSON: {error}", engine=engine, retryable=True) from error
+    answer = _read(_decoder, data, engine)
     if answer.error is not None:
         raise _refused(data, answer.error, engine)
     check_end(answer.meta_info.finish_reason, engine=engine)
     return answer
+
+
+def progress(data: bytes | bytearray | memoryview, *, engine: str) -> tuple[int, str]:
+    """Return how many tokens there were at an event whose tokens a later one repeats, and the name of the weights.
+
+    Raises:
+        EngineError: It is not JSON, or a field has another type.
+    """
+    reached = _read(_progress_decoder, data, engine).meta_info
+    return reached.completion_tokens, reached.weight_version
+
+
+def _read(decoder: msgspec.json.Decoder[_T], data: bytes | bytearray | memoryview, engine: str) -> _T:
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise EngineError(f"malformed reply: {error}", engine=engine) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"the reply is not JSON: {error}", engine=engine, retryable=True) from error
 
 
 def logprobs(answer: Answer, *, engine: str) -> list[float]:

@@ -63,6 +63,31 @@ def test_versions_are_known_to_the_event_before_the_end(cumulative: bool) -> Non
     assert arrived.spans(Versions("default")) == expected
 
 
+@pytest.mark.parametrize("cumulative", [True, False])
+def test_versions_are_known_where_many_events_come_at_once(cumulative: bool) -> None:
+    names, arrived = ["default", "default", "1", "1", "2"], Arrived(engine="e")
+    said = [event([7] * (i + 1 if cumulative else 1), i + 1, version=name) for i, name in enumerate(names)]
+    arrived.feed(b"".join(said[:2]))
+    assert arrived.feed(b"".join(said[2:])) == [7, 7, 7]
+    spans = [(span.version, span.start, span.end) for span in arrived.spans(Versions("default"))]
+    assert spans == [(0, 0, 2), (1, 2, 4), (2, 4, 5)]
+
+
+def test_versions_are_those_of_the_tokens_that_arrived() -> None:
+    arrived = Arrived(engine="e")
+    arrived.feed(event([7], 1) + event([7, 7], 2))
+    with pytest.raises(EngineError, match="not JSON"):
+        arrived.feed(event([7, 7, 7], 3, version="1") + b"data: {\n\n")
+    assert arrived.spans(Versions("default")) == (VersionSpan(version=0, start=0, end=len(arrived.ids)),)
+
+
+def test_events_that_count_backwards_are_refused() -> None:
+    arrived = Arrived(engine="e")
+    arrived.feed(event([7], 1) + event([7, 7], 2))
+    with pytest.raises(EngineError, match="3 tokens follow 4"):
+        arrived.feed(event([7] * 4, 4) + event([7] * 3, 3))
+
+
 def test_an_abort_in_the_queue_of_an_incremental_server_repeats_the_last_token() -> None:
     arrived = Arrived(engine="e")
     arrived.feed(event([5, 6], 2))
