@@ -25,7 +25,8 @@ Latencies = Literal["none", "tail", "lognorm"]
 LONG_S = 3600.0
 KEY = 24
 MEMBERS = 8
-SAMPLING = SamplingParams(max_tokens=1000)
+SAMPLING = SamplingParams(max_tokens=1020)
+"""Enough for every reply (of 12,288 two are longer than 1,000 tokens, up to 1,012); longer ones would be streamed."""
 
 
 TIMES: Mapping[Latencies, Callable[[int], float]] = {

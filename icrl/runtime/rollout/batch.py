@@ -35,6 +35,8 @@ class Batch:
     """Trajectories that were judged."""
     reward_error: RewardError | None = None
     """The first thing that the reward raised."""
+    complete: dict[int, Group] = field(default_factory=dict)
+    """Complete groups that the caller does not have yet, by the position of their plans."""
     _done: asyncio.Queue[tuple[int, Group] | BaseException] = field(default_factory=asyncio.Queue)
 
     def report(self, position: int, group: Group) -> None:
@@ -44,6 +46,7 @@ class Batch:
             position: Of its plan.
             group: What came of it.
         """
+        self.complete[position] = group
         self._done.put_nowait((position, group))
 
     def fail(self, error: BaseException) -> None:
@@ -56,6 +59,10 @@ class Batch:
         if isinstance(ending, BaseException):
             raise ending
         return ending
+
+    def take(self, position: int) -> Group:
+        """Return a complete group for good: to the caller, or to be discarded."""
+        return self.complete.pop(position)
 
     @property
     def drained(self) -> bool:

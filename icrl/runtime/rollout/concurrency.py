@@ -104,6 +104,16 @@ async def follow(
         except (EngineError, TimeoutError):
             ledger.add("probes_failed")
             continue
+        except asyncio.CancelledError:
+            if _cancelled():  # by somebody else than the probe itself
+                raise
+            ledger.add("probes_failed")
+            continue
         window = window.after(load, in_flight=slots.used)
         slots.limit = window.limit
         changed()
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -21,12 +21,14 @@ from icrl.runtime.rollout.slots import Slots
 from icrl.runtime.rollout.tally import Ledger
 from icrl.runtime.rollout.watchdog import Watchdog
 from icrl.trajectory import Failure, Segment, StopReason, Trajectory
-from icrl.types import SamplingParams
+from icrl.types import SamplingParams, Task
 
 __all__ = ["Crew"]
 
 BURST = 64
 """Members that are started in one turn of the loop."""
+FROM_WITHIN = "was cancelled from within, by something that it called"
+"""What is said of a cancellation that nobody has asked for: some clients' connections end with one."""
 _LOG = logging.getLogger("icrl.rollout")
 
 
@@ -117,7 +119,6 @@ class Crew:
         """
         begun = [group for group in batch.open if group.begun]
         self.ledger.add("groups_unbegun", len(batch.open) - len(begun))
-        self.ledger.add("groups_cancelled", len(begun))
         for group in tuple(batch.open):
             group.dismissed = True
             for member in group.live:
@@ -136,6 +137,16 @@ class Crew:
         for member in tuple(self.watchdog.members):
             if member.group.batch is batch:
                 self._forget(member)
+
+    def give_up(self, batch: Batch) -> None:
+        """Account for what a batch has that its caller did not take, now that he has left."""
+        groups = [[trajectory for trajectory, _ in group.results.values()] for group in batch.open]
+        groups += [list(group.trajectories) for group in batch.complete.values()]
+        batch.open.clear()
+        batch.complete.clear()
+        self.ledger.add("groups_left", len(groups))
+        for trajectory in [trajectory for group in groups for trajectory in group]:
+            self.discard(trajectory)
 
     def discard(self, trajectory: Trajectory) -> None:
         """Account for a trajectory that is in no group handed over."""
@@ -159,11 +170,15 @@ class Crew:
         try:
             trajectory = await self._run(member)
         except asyncio.CancelledError:
-            if not member.cancelled_alone:
-                raise
+            if _cancelled():
+                if not member.cancelled_alone:
+                    raise
+            else:
+                member.broken(Failure(kind="CancelledError", message=FROM_WITHIN))
             trajectory = member.cut()
-        if member.settled:  # it was left behind, and ended after all
+        if member.settled or member.group.batch.closed:  # it was left behind, and ended after all
             return
+        _go_on()
         member.ended(trajectory)
         if not trajectory.failed:  # the slot of a failed one is for another in its place
             self._hand_on(member)
@@ -198,7 +213,7 @@ class Crew:
         if trajectory is None or trajectory.failed or _unwanted(member, trajectory):
             return _Nothing()
         try:
-            score = await self._score(trajectory, member.group.plan.task)
+            score = await self._asked(trajectory, member.group.plan.task)
         except RewardError as error:
             self.ledger.add("score_failures")
             _LOG.warning("trajectory %s could not be judged: %s", trajectory.id, error)
@@ -209,12 +224,21 @@ class Crew:
         batch.scores += 1
         return score
 
+    async def _asked(self, trajectory: Trajectory, task: Task) -> Scored:
+        try:
+            return await self._score(trajectory, task)
+        except asyncio.CancelledError:
+            if _cancelled():
+                raise
+            raise RewardError(f"its reward {FROM_WITHIN}") from None
+
     def _complete(self, group: OpenGroup) -> None:
         """Report a group of which nothing more will come."""
         if group.complete and group in group.batch.open:
+            complete = group.group()
             del group.batch.open[group]
             self._stopping.learn(group)
-            group.batch.report(group.position, group.group())
+            group.batch.report(group.position, complete)
 
     def _hand_on(self, member: Member) -> None:
         """Give the member's slot to the next."""
@@ -226,7 +250,7 @@ class Crew:
     def _settle(self, member: Member, score: Scored) -> None:
         """Put what became of a member into its group, or put another in its place."""
         trajectory, group = member.trajectory, member.group
-        if trajectory is None or member.settled:
+        if trajectory is None or member.settled or group.batch.closed:
             return
         member.settled = True
         group.live.discard(member)
@@ -268,7 +292,10 @@ class Crew:
             return
         if not member.settled:
             self.ledger.add("cancelled")
-        if not batch.closed:
+        if member.abandoned:
+            if error is not None:  # what came of it in the end is nobody's any more
+                _LOG.error("trajectory %s, which was left behind, has ended with %r", member.id, error)
+        elif not batch.closed:
             batch.fail(error or asyncio.CancelledError())
 
     def _abandon(self, member: Member) -> None:
@@ -283,10 +310,24 @@ class Crew:
 
     def _forget(self, member: Member) -> None:
         self.ledger.add("abandoned")
+        member.abandoned = True
         self.watchdog.members.discard(member)
         if member.task is not None:
             member.group.batch.tasks.discard(member.task)
         self._hand_on(member)
+
+
+def _cancelled() -> bool:
+    """Tell whether somebody has cancelled this task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _go_on() -> None:
+    """Forget that this task was cancelled: what it does next has timeouts of its own, which count cancellations."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 def _unwanted(member: Member, trajectory: Trajectory) -> bool:

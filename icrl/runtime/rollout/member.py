@@ -47,6 +47,8 @@ class Member:
     """When it was told to end."""
     cancelled_at: float | None = None
     """When its task was cancelled because it did not."""
+    abandoned: bool = False
+    """Whether its task was left behind."""
 
     @property
     def id(self) -> str:
@@ -85,6 +87,11 @@ class Member:
         self.cancelled_at = time.monotonic()
         if self.task is not None:
             self.task.cancel()
+
+    def broken(self, failure: Failure) -> None:
+        """Label what there will be of it with what broke, unless it was told to end before."""
+        if self.reason is None:
+            self.reason, self.failure = StopReason.ERROR, failure
 
     def ended(self, trajectory: Trajectory) -> None:
         """Take what came of the run, and go on to be judged."""

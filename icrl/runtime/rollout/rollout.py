@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -113,8 +114,12 @@ class Rollout:
         Raises:
             RewardError: The reward raised it for every trajectory; anything else that it raises comes at once.
         """
-        async with self._batch(plans, deadline_s) as batch:
-            yield self._handed_over(batch)
+        batch = Batch(expected=len(plans))
+        try:
+            async with self._rolling(batch, plans, deadline_s):
+                yield self._handed_over(batch)
+        finally:
+            self._crew.give_up(batch)
 
     async def collect(
         self, plans: Sequence[Plan], *, keep: int | None = None, deadline_s: float | None = None
@@ -133,10 +138,14 @@ class Rollout:
         """
         if keep is not None and not 1 <= keep <= len(plans):
             raise ConfigError(f"keep: must be between 1 and the number of plans ({len(plans)}), not {keep!r}")
-        async with self._batch(plans, deadline_s) as batch:
-            found = await (self._every(batch) if keep is None else self._first(batch, keep))
-        self._crew.ledger.add("groups", len(found))
-        return [found[position] for position in sorted(found)]
+        batch = Batch(expected=len(plans))
+        try:
+            async with self._rolling(batch, plans, deadline_s):
+                await (self._every(batch) if keep is None else self._first(batch, keep))
+            self._crew.ledger.add("groups", len(batch.complete))
+            return [batch.take(position) for position in sorted(batch.complete)]
+        finally:
+            self._crew.give_up(batch)
 
     def stop(self, reason: StopReason = StopReason.ABORTED) -> None:
         """End every trajectory with what it has, those that wait for a slot too; groups complete with partials.
@@ -148,47 +157,46 @@ class Rollout:
 
     async def _handed_over(self, batch: Batch) -> AsyncIterator[Group]:
         for _ in range(batch.expected):
-            _, group = await batch.one()
+            position, _ = await batch.one()
             self._crew.ledger.add("groups")
-            yield group
+            yield batch.take(position)
         batch.check()
 
-    async def _every(self, batch: Batch) -> dict[int, Group]:
-        found = dict([await batch.one() for _ in range(batch.expected)])
+    async def _every(self, batch: Batch) -> None:
+        for _ in range(batch.expected):
+            await batch.one()
         batch.check()
-        return found
 
-    async def _first(self, batch: Batch, keep: int) -> dict[int, Group]:
-        """Return the groups to keep, by position; end and account for the others."""
-        kept: dict[int, Group] = {}
-        others: dict[int, Group] = {}
+    async def _first(self, batch: Batch, keep: int) -> None:
+        """Wait for the groups to keep; end and account for the others."""
+        kept: set[int] = set()
+        others: list[int] = []
         for _ in range(batch.expected):
             position, group = await batch.one()
-            (kept if group.informative else others)[position] = group
+            if group.informative:
+                kept.add(position)
+            else:
+                others.append(position)
             if len(kept) == keep:
                 break
         else:
             batch.check()
-        for position in list(others)[: keep - len(kept)]:
-            kept[position] = others.pop(position)
-        await self._dismiss(batch, surplus=list(others.values()))
-        return kept
+        kept.update(others[: keep - len(kept)])
+        await self._dismiss(batch, kept)
 
-    async def _dismiss(self, batch: Batch, *, surplus: list[Group]) -> None:
+    async def _dismiss(self, batch: Batch, kept: set[int]) -> None:
         """End what is not complete, and account for everything that is not kept."""
         ended = self._crew.dismiss(batch)
-        partial: list[Group] = []
         while not batch.drained:
-            position, group = await batch.one()
-            (partial if position in ended else surplus).append(group)
-        self._crew.ledger.add("groups_surplus", len(surplus))
-        for trajectory in [t for group in surplus + partial for t in group.trajectories]:
-            self._crew.discard(trajectory)
+            await batch.one()
+        for position in [position for position in batch.complete if position not in kept]:
+            self._crew.ledger.add("groups_cancelled" if position in ended else "groups_surplus")
+            for trajectory in batch.take(position).trajectories:
+                self._crew.discard(trajectory)
 
     @asynccontextmanager
-    async def _batch(self, plans: Sequence[Plan], deadline_s: float | None) -> AsyncIterator[Batch]:
-        """Begin to roll the plans out; on leaving, nothing of them stays behind."""
-        batch = Batch(expected=len(plans))
+    async def _rolling(self, batch: Batch, plans: Sequence[Plan], deadline_s: float | None) -> AsyncIterator[None]:
+        """Roll the plans out; on leaving, nothing of them stays behind."""
         self._attend()
         self._batches.add(batch)
         for position, plan in enumerate(plans):
@@ -196,7 +204,7 @@ class Rollout:
         timer = self._timer(batch, self._policy.step_deadline_s if deadline_s is None else deadline_s)
         self._crew.pump()
         try:
-            yield batch
+            yield
         finally:
             if timer is not None:
                 timer.cancel()
@@ -233,6 +241,9 @@ class Rollout:
         if error is not None:  # a defect; without its attendants a rollout could hang
             for batch in self._batches:
                 batch.fail(error)
+            for other in self._attendants:
+                other.cancel()
+            self._attendants = set()  # whoever calls next gets others
 
     async def _leave(self, batch: Batch) -> None:
         """Cancel what still runs for a caller, and wait until it is gone, but not for ever."""
@@ -244,8 +255,24 @@ class Rollout:
             self._attendants = set()
         for task in ending:
             task.cancel()
-        if ending:
-            _, left = await asyncio.wait(ending, timeout=self._policy.grace_s)
+        try:
+            await _gone(ending, self._policy.grace_s)
+        finally:
+            left = [task for task in ending if not task.done()]
             if left:
                 _LOG.error("%d tasks ignore their cancellation and are left behind", len(left))
                 self._crew.leave(batch)
+
+
+async def _gone(tasks: set[asyncio.Task[Any]], timeout_s: float) -> None:
+    """Wait until cancelled tasks are gone; whoever cancels the wait itself hears of it when it is over."""
+    ends = time.monotonic() + timeout_s
+    cancelled: asyncio.CancelledError | None = None
+    while waiting := {task for task in tasks if not task.done()}:
+        try:
+            await asyncio.wait(waiting, timeout=max(0.0, ends - time.monotonic()))
+            break
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -56,10 +56,12 @@ class RolloutTally:
     """Over-sampled groups that were ended in flight because enough others were complete."""
     groups_unbegun: int = 0
     """Over-sampled groups that were never begun."""
+    groups_left: int = 0
+    """Groups, complete or not, that nobody took, as their call was left or cancelled, or raised."""
     tokens: int = 0
     """Tokens sampled in finished trajectories."""
     tokens_discarded: int = 0
-    """Of those, tokens of trajectories that are in no group handed over: replaced, dropped, stopped, surplus."""
+    """Of those, tokens of trajectories that are in no group handed over: replaced, dropped, stopped, surplus, left."""
     probes_failed: int = 0
     """Questions for the engine's load without an answer."""
 

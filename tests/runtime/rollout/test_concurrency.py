@@ -74,7 +74,7 @@ def test_bounds_out_of_order_are_refused():
 
 async def test_an_engine_that_does_not_say_changes_nothing(monkeypatch):
     monkeypatch.setattr("icrl.runtime.rollout.concurrency.PROBE_TIMEOUT_S", 0.01)
-    answers = iter([EngineError("is starting"), TimeoutError(), None, FLOODED])
+    answers = iter([EngineError("is starting"), TimeoutError(), asyncio.CancelledError(), None, FLOODED])
     asked = []
 
     async def probe():
@@ -82,7 +82,7 @@ async def test_an_engine_that_does_not_say_changes_nothing(monkeypatch):
         asked.append(answer)
         if answer is None:
             await asyncio.Event().wait()
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -95,7 +95,7 @@ async def test_an_engine_that_does_not_say_changes_nothing(monkeypatch):
     await until(lambda: len(seen) >= 1)
     following.cancel()
     assert seen[0] == 48
-    assert ledger.snapshot().probes_failed == 3
+    assert ledger.snapshot().probes_failed == 4
 
 
 class Telling(Held):
@@ -148,14 +148,23 @@ async def test_concurrency_is_fixed_where_nothing_is_told_or_wanted(policy):
 
 
 async def test_a_probe_with_a_defect_is_raised_not_waited_for():
-    class Broken(Held):
+    class Broken(Telling):
         async def probe(self):
-            raise TypeError("a bug")
+            if self.load is FLOODED:
+                raise TypeError("a bug")
+            return await super().probe()
 
     engine = Broken()
     async with Agent(engine) as agent:
+        rollout = Rollout(agent, score=by_answer, policy=RolloutPolicy(probe_every_s=0.001))
+        failing = asyncio.create_task(rollout.collect([plan_of("a")]))
         with pytest.raises(TypeError, match="a bug"):
-            await Rollout(agent, score=by_answer, policy=RolloutPolicy(probe_every_s=0.001)).collect([plan_of("a")])
+            await failing
+        engine.load = IDLE  # the next call is followed, and watched, again
+        collecting = asyncio.create_task(rollout.collect([plan_of("b", members=1)]))
+        await until(lambda: engine.probes > 2)
+        await engine.say("b/0", "yes")
+        await collecting
     assert idle(engine)
 
 
