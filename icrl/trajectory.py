@@ -382,6 +382,8 @@ class Row:
     """Why the trajectory ended."""
     weight_versions: tuple[int, int] = (0, 0)
     """Oldest and newest weight version that sampled a token."""
+    exact: tuple[VersionSpan, ...] = ()
+    """Tokens that were sampled, with their whole prefix, under one known version."""
     shared_prefix: int = 0
     """Leading tokens that rows of the same batch may share (instruction and demonstrations)."""
     meta: Mapping[str, Any] = field(default_factory=dict)

@@ -39,8 +39,9 @@ def batch_of(
 
     Returns:
         `prompt_ids`, `prompt_mask` [B, P]; `completion_ids`, `completion_mask`, `tool_mask`,
-        `old_per_token_logps` [B, C]; `advantages`, `shared_prefix`, `on_policy` [B] (whether all of a row was sampled
-        under the trainer's version); `num_items_in_batch` [], the trained tokens of all shares.
+        `old_per_token_logps` [B, C]; `advantages`, `shared_prefix` [B]; `on_policy` [B, C] (whether a token was
+        sampled, with its whole prefix, under the trainer's version); `num_items_in_batch` [], the trained tokens of all
+        shares.
 
     Raises:
         DataError: A row has no advantage.
@@ -62,10 +63,17 @@ def batch_of(
             "old_per_token_logps": _right(logprobs, 0.0, torch.float32),
             "advantages": torch.tensor([_advantage(row) for row in rows], dtype=torch.float32),
             "shared_prefix": torch.tensor([row.shared_prefix for row in rows]),
-            "on_policy": torch.tensor([row.weight_versions == (version, version) for row in rows]),
+            "on_policy": _right([_on_policy(row, version) for row in rows], 0, torch.bool),
             "num_items_in_batch": torch.tensor(items),
         }.items()
     }
+
+
+def _on_policy(row: Row, version: int) -> list[bool]:
+    flags = [False] * len(row.token_ids)
+    for span in row.exact:
+        flags[span.start : span.end] = [span.version == version] * (span.end - span.start)
+    return flags[row.prompt_length :]
 
 
 def _advantage(row: Row) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -129,6 +129,22 @@ class Stages:
     def stage(self) -> int:
         """Index of the current stage; the last one's once the schedule is finished."""
         return min(self._stage, len(self.stages) - 1)
+
+    def stage_after(self, begun: Sequence[int]) -> int:
+        """Return the stage of the next step to begin, where steps are begun ahead of those that are recorded.
+
+        Args:
+            begun: Stages of the steps that were begun and are not recorded yet.
+
+        Example:
+            >>> stages = Stages("3:2,0:40")
+            >>> stages.stage_after([0]), stages.stage_after([0, 0]), stages.stage
+            (0, 1, 0)
+        """
+        stage, steps = self.stage, self._steps
+        while stage < len(self.stages) - 1 and steps + begun.count(stage) >= self.stages[stage].steps:
+            stage, steps = stage + 1, 0
+        return stage
 
     @property
     def finished(self) -> bool:

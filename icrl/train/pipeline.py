@@ -29,6 +29,8 @@ class RolledOut:
     """What came of them."""
     stage: int
     """Stage of the curriculum that their prompts belong to."""
+    version: int | None
+    """Weight version that the engine held when they began."""
     wait_s: float
     """Seconds that the trainer waited for them."""
     wall_s: float
@@ -40,8 +42,9 @@ class Pipeline:
 
     Args:
         portal: Leads into the event loop's thread.
-        roll_out: Rolls out a step; called in the event loop's thread.
-        stage: Tells the curriculum's stage; asked when a step begins.
+        roll_out: Rolls out a step of a stage; called in the event loop's thread.
+        stage: Tells the stage of the step that begins now, from those of the steps that were begun and not taken yet.
+        version: Tells the weight version that the engine holds; asked then, too.
         staleness: Updates that a step's rollouts may overlap.
         last: The last step there is.
     """
@@ -49,26 +52,29 @@ class Pipeline:
     def __init__(
         self,
         portal: BlockingPortal,
-        roll_out: Callable[[int], Awaitable[Sequence[Group]]],
+        roll_out: Callable[[int, int], Awaitable[Sequence[Group]]],
         *,
-        stage: Callable[[], int],
+        stage: Callable[[Sequence[int]], int],
+        version: Callable[[], int | None],
         staleness: int,
         last: int,
     ) -> None:
         self._portal = portal
         self._roll_out = roll_out
         self._stage = stage
+        self._version = version
         self._staleness = staleness
         self._last = last
-        self._begun: dict[int, tuple[int, Future[Any]]] = {}
+        self._begun: dict[int, tuple[int, int | None, Future[Any]]] = {}
 
     def take(self, step: int) -> RolledOut:
         """Wait for the rollouts of a step, which begin now if they have not yet."""
         asked = time.monotonic()
         self._begin(range(step, step + max(1, self._staleness)))
-        stage, rolling = self._begun.pop(step)
+        stage, version, rolling = self._begun.pop(step)
         groups, wall_s = rolling.result()
-        return RolledOut(groups=groups, stage=stage, wait_s=time.monotonic() - asked, wall_s=wall_s)
+        wait_s = time.monotonic() - asked
+        return RolledOut(groups=groups, stage=stage, version=version, wait_s=wait_s, wall_s=wall_s)
 
     def overlap(self, step: int) -> None:
         """Begin what may run while the trainer learns from `step`."""
@@ -78,14 +84,15 @@ class Pipeline:
     def rest(self) -> list[Group]:
         """Return what was rolled out for steps that nobody will ask for; to be called once their runs were stopped."""
         begun, self._begun = self._begun, {}
-        return [group for _, rolling in begun.values() if not rolling.exception() for group in rolling.result()[0]]
+        return [group for _, _, rolling in begun.values() if not rolling.exception() for group in rolling.result()[0]]
 
     def _begin(self, steps: range) -> None:
         for step in steps:
             if step not in self._begun and step <= self._last:
-                self._begun[step] = self._stage(), self._portal.start_task_soon(self._timed, step)
+                stage, version = self._stage([stage for stage, _, _ in self._begun.values()]), self._version()
+                self._begun[step] = stage, version, self._portal.start_task_soon(self._timed, step, stage)
 
-    async def _timed(self, step: int) -> tuple[Sequence[Group], float]:
+    async def _timed(self, step: int, stage: int) -> tuple[Sequence[Group], float]:
         started = time.monotonic()
-        groups = await self._roll_out(step)
+        groups = await self._roll_out(step, stage)
         return groups, time.monotonic() - started

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
+from icrl.train.gap import exact_spans
 from icrl.trajectory import Group, MaskPolicy, Row, Trajectory, policy_tokens
 
 __all__ = ["AdvantageScale", "advantages", "rows_of"]
@@ -48,6 +50,7 @@ def rows_of(
     scale: AdvantageScale = "none",
     mask: MaskPolicy = policy_tokens,
     informative_only: bool = True,
+    begun_under: int | None = None,
 ) -> list[Row]:
     """Flatten groups into training rows; trajectories that infrastructure broke are left out.
 
@@ -57,6 +60,7 @@ def rows_of(
         scale: How to scale advantages.
         mask: Which provenance is trained.
         informative_only: Leave out groups whose rewards are all equal, which have no gradient without a KL term.
+        begun_under: Weight version that the engine had before all of them were begun; `None` if that is not known.
 
     Example:
         >>> rows_of([], temperature=1.0)
@@ -70,6 +74,7 @@ def rows_of(
         values = advantages([reward for _, reward in scored], scale=scale)
         for (trajectory, reward), advantage in zip(scored, values, strict=True):
             row = _row(trajectory, reward, advantage, group.task.id or str(number), temperature, mask)
+            row = replace(row, exact=exact_spans(trajectory, begun_under))
             if any(row.loss_mask):
                 rows.append(row)
     return rows

@@ -25,6 +25,7 @@ from icrl.runtime.engines.loading import SMALL
 from icrl.train.batch import batch_of
 from icrl.train.config import LoraConfig, TrainConfig
 from icrl.train.curriculum import Stages
+from icrl.train.gap import Gap
 from icrl.train.logprobs import can_share_prefix, shared_prefix_logprobs
 from icrl.trajectory import Row, StopReason
 
@@ -63,6 +64,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         self._has_rows = True
         self._shared_prefix_B: torch.Tensor | None = None
         self._logprobs_BC: torch.Tensor | None = None
+        self._gap = Gap()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = self._source.rows(self.state.global_step + 1, self.plain_model)
@@ -107,19 +109,14 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
     def _compare(self, inputs: dict[str, Any]) -> None:
         """Measure how far the trainer's log-probabilities are from the engine's.
 
-        The ratio is of all trained tokens; the gap of those only that the engine sampled under the trainer's weights,
-        where any difference is the arithmetic's, or a mistake.
+        The ratio is of all trained tokens; the gap of those only that the engine sampled under the trainer's weights
+        (`exact_spans`), where any difference is the arithmetic's, or a mistake.
         """
         trained_BC = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
         if self._logprobs_BC is None or not trained_BC.any():
             return
         gap_BC = self._logprobs_BC.detach() - inputs["old_per_token_logps"]
-        measured = self._metrics["train"]
-        measured["ratio_mean"].append(gap_BC[trained_BC].exp().mean().item())
-        gap_N = gap_BC[trained_BC & inputs["on_policy"][:, None]].abs()
-        if len(gap_N):
-            measured["logprob_gap"].append(gap_N.max().item())
-            measured["logprob_gap_mean"].append(gap_N.mean().item())
+        self._gap.add(gap_BC[trained_BC], gap_BC[trained_BC & inputs["on_policy"]])
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **kwargs: Any
@@ -153,6 +150,9 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand what TRL measured to the source."""
+        if "loss" in logs:
+            sums = torch.tensor([self._gap.sums()], device=self.accelerator.device)
+            logs |= Gap.values(self.accelerator.gather(sums).tolist())
         super().log(logs, start_time)
         if "loss" in logs:
             self._source.logged(self.state.global_step, logs)

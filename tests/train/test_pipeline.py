@@ -2,11 +2,14 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from icrl.train.curriculum import Stages
 from icrl.train.pipeline import Pipeline
+from icrl.train.source import RolloutSource
 from icrl.trajectory import Group
 from icrl.types import Task
 
@@ -19,7 +22,7 @@ class Rollouts:
         self.gates = {}
         self.changed = threading.Condition()
 
-    async def __call__(self, step):
+    async def __call__(self, step, stage):
         gate = asyncio.Event()
         with self.changed:
             self.begun.append(step)
@@ -46,7 +49,7 @@ def portal():
 
 
 def pipeline(portal, rollouts, **kwargs):
-    settings = {"stage": lambda: 0, "staleness": 0, "last": 9, **kwargs}
+    settings = {"stage": lambda begun: 0, "version": lambda: 0, "staleness": 0, "last": 9, **kwargs}
     return Pipeline(portal, rollouts, **settings)
 
 
@@ -99,12 +102,47 @@ def test_no_more_steps_run_ahead_than_allowed_and_none_beyond_the_last(portal):
 
 def test_a_step_belongs_to_the_stage_in_which_it_began(portal):
     rollouts, stages = Rollouts(), [0]
-    pipe = pipeline(portal, rollouts, staleness=1, stage=lambda: stages[0])
+    pipe = pipeline(portal, rollouts, staleness=1, stage=lambda begun: stages[0])
     take(portal, rollouts, pipe, 1)
     pipe.overlap(1)
     stages[0] = 1
     assert take(portal, rollouts, pipe, 2).stage == 0
     assert take(portal, rollouts, pipe, 3).stage == 1
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_every_stage_has_its_steps_however_far_rollouts_run_ahead(portal, staleness):
+    rollouts, stages = Rollouts(), Stages("3:4,2:1,0:3", promote_at=None)
+    pipe = pipeline(portal, rollouts, staleness=staleness, stage=stages.stage_after, last=stages.max_steps)
+    seen = []
+    for step in range(1, stages.max_steps + 1):
+        seen.append(take(portal, rollouts, pipe, step).stage)
+        assert seen[-1] == stages.stage
+        stages.record(step, 0.0)
+        pipe.overlap(step)
+    assert (seen, stages.finished) == ([0, 0, 0, 0, 1, 2, 2, 2], True)
+
+
+def test_a_stage_that_is_mastered_early_passes_over_what_was_begun_in_it(portal):
+    rollouts, stages = Rollouts(), Stages("3:9,0:3", promote_at=0.5, finish_at=0.99, window=1)
+    pipe = pipeline(portal, rollouts, staleness=3, stage=stages.stage_after, last=6)
+    seen = []
+    for step in range(1, 7):
+        seen.append(take(portal, rollouts, pipe, step).stage)
+        if seen[-1] == stages.stage:
+            stages.record(step, 0.9)
+        pipe.overlap(step)
+    assert (seen, stages.finished) == ([0, 0, 0, 1, 1, 1], True)
+
+
+def test_a_step_knows_the_weights_under_which_it_began(portal):
+    rollouts, versions = Rollouts(), [0]
+    pipe = pipeline(portal, rollouts, staleness=1, version=lambda: versions[0])
+    take(portal, rollouts, pipe, 1)
+    pipe.overlap(1)
+    versions[0] = 1
+    assert take(portal, rollouts, pipe, 2).version == 0
+    assert take(portal, rollouts, pipe, 3).version == 1
 
 
 def test_a_broken_step_is_raised_where_it_is_asked_for_and_passed_over_at_the_end(portal):
@@ -116,3 +154,8 @@ def test_a_broken_step_is_raised_where_it_is_asked_for_and_passed_over_at_the_en
     pipe.overlap(12)
     rollouts.finish(portal, 13)
     assert pipe.rest() == []
+
+
+def test_a_step_that_begins_after_ctrl_c_rolls_out_nothing():
+    # The interrupt came while weights were on their way: `stop` had found nothing of this step to end.
+    assert asyncio.run(RolloutSource._roll_out(SimpleNamespace(interrupted=True), 3, 0)) == []

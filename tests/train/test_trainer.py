@@ -11,7 +11,7 @@ from icrl.tiny import BASE_DIR
 from icrl.train.batch import batch_of
 from icrl.train.config import LoraConfig, LossConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from icrl.train.trainer import AfterStep, build_trainer
-from icrl.trajectory import Row, StopReason
+from icrl.trajectory import Row, StopReason, VersionSpan
 
 PROMPTS, GROUP = 2, 4
 
@@ -215,6 +215,29 @@ def test_micro_batches_add_up_to_the_whole(tmp_path, base):
     apart = torch.cat([(weights[0][k] - weights[1][k]).abs().flatten() for k in weights[0]])
     assert apart.max() < 1e-4
     assert (apart > 1e-7).float().mean() < 1e-3
+
+
+def test_the_gap_is_that_of_exact_tokens_whatever_they_are_divided_into(tmp_path, base):
+    rows, measured = on_policy(make_rows(), base), []
+    # The engine is off by 0.25 on one exact token, and by more on tokens that were sampled under older weights.
+    length = rows[1].prompt_length
+    off = [p - 0.25 * (i == length) - 1.0 * (i > length + 3) for i, p in enumerate(rows[1].logprobs)]
+    logprobs = tuple(p if m else 0.0 for p, m in zip(off, rows[1].loss_mask, strict=True))
+    exact = [
+        VersionSpan(version=v, start=s, end=e) for v, s, e in [(0, length, length + 4), (1, length + 4, length + 6)]
+    ]
+    rows[1] = replace(rows[1], logprobs=logprobs, exact=tuple(exact))
+    for micro_batches in (1, 2):
+        trainer, source = make_trainer(
+            tmp_path / str(micro_batches), [rows], loss=LossConfig(micro_batches=micro_batches)
+        )
+        trainer.train()
+        measured.append(source.logs[0][1])
+    for values in measured:
+        assert values["logprob_gap_tokens"] == 2  # of four, two were masked
+        assert values["logprob_gap"] == pytest.approx(0.25, abs=1e-3)
+        assert values["logprob_gap_mean"] == pytest.approx(0.125, abs=1e-3)
+    assert measured[0]["ratio_mean"] == pytest.approx(measured[1]["ratio_mean"], rel=1e-4)
 
 
 def test_a_step_without_rows_leaves_weights_and_momentum_alone(tmp_path, base):
