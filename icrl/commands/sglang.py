@@ -17,7 +17,7 @@ from rich.console import Console
 from icrl.config import load
 from icrl.errors import ConfigError, EngineError, MissingExtraError
 from icrl.runtime.engines.sglang.environment import INSTALL
-from icrl.runtime.engines.sglang.flags import LaunchConfig
+from icrl.runtime.engines.sglang.flags import LORA_TARGETS, LaunchConfig
 from icrl.runtime.engines.sglang.install import install
 from icrl.runtime.engines.sglang.launch import LaunchedServer, running
 from icrl.runtime.model import find_model
@@ -51,6 +51,10 @@ class SGLangCommand:
     """Requests sampled at once; if not given, the server's choice on GPUs, and 128 on a CPU."""
     deterministic: bool = True
     """Sample the same whatever else is in the batch, at some cost in speed; on GPUs only."""
+    lora_rank: int = 0
+    """Largest rank of LoRA adapters that it takes, for `icrl train --sync.adapters lora`; 0 takes none."""
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    """Modules that these may change."""
     startup_s: float = 600.0
     """Seconds that it may take until it samples a token."""
     log: Path | None = None
@@ -74,7 +78,7 @@ class SGLangCommand:
             ConfigError: A setting is wrong.
         """
         names = ("port", "host", "tp", "cpu", "dtype", "max_total_tokens", "max_running", "deterministic")
-        shared = {name: getattr(self, name) for name in (*names, "startup_s", "log")}
+        shared = {name: getattr(self, name) for name in (*names, "lora_rank", "lora_targets", "startup_s", "log")}
         return LaunchConfig(model=model, extra=tuple(extra), api_key=os.environ.get(_KEY) or None, **shared)
 
 

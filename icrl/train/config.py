@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from icrl.errors import ConfigError, nearest
+from icrl.runtime.engines.adapter import AdapterMode, unloadable
 from icrl.runtime.engines.protocol import PauseMode
 from icrl.runtime.rollout import RolloutPolicy
 from icrl.runtime.settings import EMBEDDED, AgentSettings
@@ -68,6 +69,9 @@ class SyncConfig:
 
     transport: Literal["disk", "tensor", "distributed"] = "disk"
     """Through a directory that trainer and servers share, through shared memory, or through a process group."""
+    adapters: AdapterMode = "merged"
+    """What is sent of a model with adapters (`--lora.rank`): whole weights with the adapter merged in, or the adapter
+    by itself, `lora`, which SGLang servers load beside those that running requests use."""
     pause: PauseMode = "in_place"
     """What becomes of running requests: they go on, `retract` computes their keys and values again, `abort` ends."""
     verify: bool = False
@@ -79,6 +83,12 @@ class SyncConfig:
     def __post_init__(self) -> None:
         if self.max_logprob_gap is not None and not self.max_logprob_gap > 0:
             raise ConfigError(f"sync.max_logprob_gap: must be > 0 nats or null, not {self.max_logprob_gap}")
+        if self.adapters == "lora" and self.transport != "disk":
+            raise ConfigError(
+                f"sync.transport: adapters travel as files, not by {self.transport!r}; leave it at disk, or merge them"
+            )
+        if self.adapters == "lora" and self.verify:
+            raise ConfigError("sync.verify: servers give no checksums of adapters; leave it out, or merge them")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +269,8 @@ class TrainConfig:
             )
         if self.deterministic:
             self._check_deterministic()
+        if self.sync.adapters == "lora":
+            self._check_adapters()
         if self.own_task and self.world != "search":
             raise ConfigError(f"world: --tasks replaces the world {self.world!r}; give one of the two")
         if self.own_task and "search" in self.tool_names and self.index is None:
@@ -273,6 +285,18 @@ class TrainConfig:
             raise ConfigError(f"engine: deterministic runs need local, not {self.engine}")
         if self.rollout.staleness or self.rollout.oversample > 1:
             raise ConfigError("rollout.staleness, rollout.oversample: what they do depends on time; leave them out")
+
+    def _check_adapters(self) -> None:
+        if self.lora.rank < 1:
+            raise ConfigError(
+                "sync.adapters: lora sends an adapter, and none is trained; give one a rank: --lora.rank 16"
+            )
+        if self.engine == "local" or "router:" in self.engine:
+            raise ConfigError(
+                f"sync.adapters: lora needs SGLang servers, by --engine sglang or by their addresses, not {self.engine}"
+            )
+        if (why := unloadable(self.lora.targets)) is not None:
+            raise ConfigError(f"lora.targets: {why}; name both, or merge them (sync.adapters)")
 
     @property
     def torch_threads(self) -> int | None:

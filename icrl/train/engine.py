@@ -110,7 +110,14 @@ def _started(
     """Start a server for this run."""
     from icrl.runtime.engines.sglang.launch import LaunchConfig, running
 
-    launched = LaunchConfig(model=str(directory), cpu=not _has_cuda(), dtype=config.engine_dtype, log=log)
+    launched = LaunchConfig(
+        model=str(directory),
+        cpu=not _has_cuda(),
+        dtype=config.engine_dtype,
+        log=log,
+        lora_rank=config.lora.rank if config.sync.adapters == "lora" else 0,
+        lora_targets=config.lora.targets,
+    )
     return stack.enter_context(portal.wrap_async_context_manager(running(launched)))
 
 
@@ -142,6 +149,7 @@ def _connected(
         address,
         tokenizer=tokenizer,
         transport=config.sync.transport,
+        adapters=config.sync.adapters,
         pause_mode=config.sync.pause,
         verify=config.sync.verify,
     )

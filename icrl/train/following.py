@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from icrl.errors import WeightSyncError
+from icrl.runtime.engines.adapter import AdapterMode
 from icrl.runtime.model import find_model
 from icrl.train.checkpoint import checkpoint_directory, latest_checkpoint
 from icrl.train.config import TrainConfig
 from icrl.train.ranks import Ranks
 from icrl.train.source import Interrupted
-from icrl.train.sync import merged_weights
+from icrl.train.sync import merged_weights, push
 from icrl.train.trainer import AfterStep, build_trainer
 from icrl.trajectory import Row
 
@@ -57,9 +61,17 @@ class FollowingSource:
                 return value
             if word == "stop":
                 raise Interrupted
-            with merged_weights(self._model()) as weights:
-                for _ in weights:  # sharded weights are gathered by all, parameter by parameter
-                    pass
+            self._push(value) if word == "push" else self._gather()
+
+    def _push(self, adapters: AdapterMode) -> None:
+        """Take part in a push, at whose end all ranks tell each other whether it worked."""
+        with suppress(WeightSyncError):  # rank 0 raises it, too, and says how it goes on
+            asyncio.run(push(None, self._model(), 0, adapters=adapters))
+
+    def _gather(self) -> None:
+        """Take part where sharded weights are gathered, which all do, parameter by parameter."""
+        with merged_weights(self._model()) as weights:
+            weights.drain()
 
 
 def follow(config: TrainConfig, directory: Path, ranks: Ranks) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from anyio.from_thread import BlockingPortal
 
 from icrl.errors import WeightSyncError
+from icrl.runtime.engines.pool import EnginePool
 from icrl.runtime.rollout import Plan, Rollout, RolloutTally
 from icrl.runtime.store import TrajectoryStore
 from icrl.seeds import seed_for
@@ -25,7 +26,9 @@ from icrl.train.checkpoint import RunState
 from icrl.train.config import TrainConfig
 from icrl.train.curriculum import Stages
 from icrl.train.engine import TrainedEngine, require_some
+from icrl.train.engine_use import StepUse
 from icrl.train.evaluate import called
+from icrl.train.gap import GapWatch
 from icrl.train.metrics import MetricsLog, StepMetrics
 from icrl.train.pipeline import Pipeline, RolledOut
 from icrl.train.ranks import Ranks
@@ -89,13 +92,20 @@ class RolloutSource:
     _tally: RolloutTally = field(default_factory=RolloutTally)
     _stored_bytes: int = 0
     _pipeline: Pipeline = field(init=False)
+    _gap: GapWatch = field(init=False)
+    _use: StepUse = field(init=False)
 
     def __post_init__(self) -> None:
         self._stored_bytes = self.store.size_bytes
+        self._gap = GapWatch(self.config.sync.max_logprob_gap, self.warn)
+        self._use = StepUse(self.portal, self.sink)
+        if isinstance(self.sink, EnginePool):
+            self.sink.notify(self.warn)
         self._pipeline = Pipeline(
             self.portal,
             self._roll_out,
-            stage=lambda: self.curriculum.stage,
+            stage=self.curriculum.stage_after,
+            version=lambda: self.version,
             staleness=self.config.rollout.staleness,
             last=self.curriculum.max_steps,
         )
@@ -110,6 +120,7 @@ class RolloutSource:
         """
         if self.interrupted:  # between two steps, say during an evaluation
             self._stop()
+        self._use.begin()
         self.sync(model, version=step - 1)
         rolled_out = self._pipeline.take(step)
         groups = rolled_out.groups
@@ -125,9 +136,10 @@ class RolloutSource:
             temperature=self.config.rollout.temperature,
             scale=self.config.loss.advantage,
             informative_only=self.config.loss.kl == 0,
+            begun_under=rolled_out.version,
         )
         self._pending = self._measure(step, rolled_out, rows)
-        if rolled_out.stage == self.curriculum.stage:  # what was begun in the last stage says nothing about this one
+        if rolled_out.stage == self.curriculum.stage:  # else it was begun in a stage that was mastered meanwhile
             self.curriculum.record(step, _success(groups))
         if not self.curriculum.finished:
             self._pipeline.overlap(step)
@@ -173,9 +185,12 @@ class RolloutSource:
         self.check_engine()
         if version != self.version:
             started = time.monotonic()
-            self.ranks.tell("gather")
+            adapters = self.config.sync.adapters
+            self.ranks.tell("push", adapters)
             try:
-                self.portal.call(partial(push, self.sink, model, version, mode=self.config.sync.pause))
+                self.portal.call(
+                    partial(push, self.sink, model, version, mode=self.config.sync.pause, adapters=adapters)
+                )
             except WeightSyncError:
                 self.check_engine()  # which knows more
                 raise
@@ -187,9 +202,11 @@ class RolloutSource:
         self.check_engine()
         require_some([t for group in groups for t in group.trajectories], f"step {step}", self.sink)
 
-    async def _roll_out(self, step: int) -> Sequence[Group]:
+    async def _roll_out(self, step: int, stage: int) -> Sequence[Group]:
+        if self.interrupted:  # set before `stop`, which found nothing of this step to end
+            return []
         wanted = self.config.rollout.prompts
-        plans = self._plans(step)
+        plans = self._plans(step, stage)
         return await self.rollout.collect(plans, keep=wanted if len(plans) > wanted else None)
 
     @property
@@ -197,15 +214,15 @@ class RolloutSource:
         """Tasks that a step begins."""
         return math.ceil(self.config.rollout.prompts * self.config.rollout.oversample)
 
-    def _plans(self, step: int) -> list[Plan]:
+    def _plans(self, step: int, stage: int) -> list[Plan]:
         tasks = self.sampler.batch(step - 1, self._begun)
         # One draw of demonstrations a step: prompts with the same number of shots then share their prefix.
         pool = list(self.demonstrations)
         Random(seed_for(self.config.seed, "demonstrations", step)).shuffle(pool)
-        return [self._plan(step, index, task, pool) for index, task in enumerate(tasks)]
+        return [self._plan(step, stage, index, task, pool) for index, task in enumerate(tasks)]
 
-    def _plan(self, step: int, index: int, task: Task, pool: list[Demonstration]) -> Plan:
-        shots = self.curriculum.shots(step - 1, index, self._begun)
+    def _plan(self, step: int, stage: int, index: int, task: Task, pool: list[Demonstration]) -> Plan:
+        shots = self.curriculum.stages[stage].shots(step - 1, index, self._begun)
         return Plan(
             # A task may come up twice in one step; the groups must not be confused.
             task=replace(task, id=task.id or f"{step}.{index}"),
@@ -262,22 +279,14 @@ class RolloutSource:
             ratio_mean=values.get("ratio_mean"),
             logprob_gap=values.get("logprob_gap"),
             logprob_gap_mean=values.get("logprob_gap_mean"),
+            logprob_gap_tokens=int(values.get("logprob_gap_tokens") or 0),
             clip_fraction=values.get("clip_ratio/region_mean") or 0.0,
+            engine=self._use.end(),
         )
         self._pending = None
         self.metrics.append(measured)
         self.on_step(measured)
-        self._check(measured)
-
-    def _check(self, measured: StepMetrics) -> None:
-        """Stop the run where the engine samples from something else than the trainer learns on."""
-        gap, bound = measured.logprob_gap_mean, self.config.sync.max_logprob_gap
-        if gap is not None and bound is not None and gap > bound:
-            raise WeightSyncError(
-                f"step {measured.step}: the engine's log-probabilities differ from the trainer's by {gap:.3g} nats a "
-                f"token (largest {measured.logprob_gap or 0:.3g}), more than sync.max_logprob_gap = {bound}. It "
-                "may hold other weights, another precision, or another temperature; compare engine_dtype and precision"
-            )
+        self._gap.look(measured)
 
     def save(self, directory: str, step: int) -> None:
         """Write the state that TRL does not know of."""

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import pytest
 from chat_endpoint import ChatEndpoint, chat_endpoint
-from examined import WORDS, base_subject, base_weights
+from examined import WORDS, base_subject, base_weights, no_change
 
 from icrl.runtime.engines.local import LocalEngine, LocalEngineConfig
 from icrl.runtime.engines.openai import OpenAIEngine
@@ -45,7 +45,7 @@ async def scripted():
 
 
 @asynccontextmanager
-async def stubs(count, *, incremental=False, version="0.5.23", pooled=False):
+async def stubs(count, *, incremental=False, version="0.5.23", pooled=False, adapters="merged"):
     def open_stub():
         babble = Babble(ids=range(300, 1300), length=400)
         return SGLangStub(
@@ -56,11 +56,12 @@ async def stubs(count, *, incremental=False, version="0.5.23", pooled=False):
             incremental=incremental,
             context_limit=2048,
             model_path=str(BASE_DIR),
+            loras=3,
         )
 
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(open_stub()) for _ in range(count)]
-        engines = [SGLangEngine(server.address, tokenizer=WORDS) for server in servers]
+        engines = [SGLangEngine(server.address, tokenizer=WORDS, adapters=adapters) for server in servers]
         engine = await stack.enter_async_context(aclosing(EnginePool(engines) if pooled else engines[0]))
         await engine.start()
 
@@ -73,7 +74,8 @@ async def stubs(count, *, incremental=False, version="0.5.23", pooled=False):
             prompt=WORDS.encode("The mayor of Rikor is"),
             ending=WORDS.encode(ENDING.decode()),
             logprobs=reported,
-            weights=lambda: base_weights().items(),
+            weights=no_change if adapters == "lora" else lambda: base_weights().items(),
+            keeps_version=adapters == "lora",
             live=live,
         )
         assert all(server.alive for server in servers)
@@ -143,6 +145,7 @@ ENGINES = {
     "local": local,
     "sglang": lambda: stubs(1),
     "sglang-0.5.19": lambda: stubs(1, version="0.5.19", incremental=True),
+    "sglang-lora": lambda: stubs(1, adapters="lora"),
     "pool": lambda: stubs(2, pooled=True),
 }
 

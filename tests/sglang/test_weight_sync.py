@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.sglang
 
 TRANSPORTS = ["disk", "tensor", "distributed"]
 PROMPT = [5, 9, *range(100, 160)]
+ROUNDING = 5e-4
+"""With this much noise in the weights, rounding makes up to 2e-4 in 16 tokens; other weights make 1e-1."""
 
 
 def shaken(seed):
@@ -32,10 +35,14 @@ def shaken(seed):
 
 def distance(model, prompt, reply):
     """The largest difference between what the server reports and a full forward pass."""
+    return gaps(model, prompt, reply).max().item()
+
+
+def gaps(model, prompt, reply):
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *reply.ids]])).logits[0, len(prompt) - 1 : -1].float()
     expected = logits.log_softmax(-1).gather(1, torch.tensor(reply.ids)[:, None])[:, 0]
-    return (expected - torch.tensor(reply.logprobs)).abs().max().item()
+    return (expected - torch.tensor(reply.logprobs)).abs()
 
 
 @pytest.fixture
@@ -64,7 +71,7 @@ async def test_what_is_sampled_afterwards_is_what_the_new_weights_say(engine):
         await ask(engine)  # leaves keys and values of older weights behind
         await push(engine, model, version)
         reply = await ask(engine)
-        assert distance(model, PROMPT, reply) <= 1e-4
+        assert distance(model, PROMPT, reply) <= ROUNDING
         assert [span.version for span in reply.versions] == [version]
         assert engine.info.weight_version == version
 
@@ -106,10 +113,56 @@ async def test_a_request_over_an_update_says_which_tokens_are_whose_and_new_ones
     assert [span.version for span in crossing.versions] == [version, version + 1]
     assert crossing.versions[0].end == crossing.versions[1].start
     for reply in (after, during):
-        assert distance(model, PROMPT, reply) <= 1e-4
+        assert distance(model, PROMPT, reply) <= ROUNDING
     # What the crossing request left in the cache is of both versions; nobody may find it.
     prompt = [*PROMPT, *crossing.ids[:300]]
-    assert distance(model, prompt, await ask(engine, prompt)) <= 1e-4
+    assert distance(model, prompt, await ask(engine, prompt)) <= ROUNDING
+
+
+def exactly(models, version, prompt, reply):
+    """For every span, the largest difference to a full forward pass of the weights that it names."""
+    for span in reply.versions:
+        part = replace(reply, ids=reply.ids[: span.end], logprobs=reply.logprobs[: span.end], versions=())
+        yield gaps(models[span.version - version], prompt, part)[span.start :].max().item()
+
+
+@pytest.mark.parametrize("engine", options()[:1], indirect=True)
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+async def test_tokens_under_way_at_a_pause_are_of_the_weights_that_they_name(engine, mode):
+    """The first of a prompt that is being computed then: the server says the new weights'; it is the old ones'."""
+    models, crossed = [endless(13), endless(14)], 0
+    prompt = [5, 9, *([*range(100, 200)] * 17)]
+    for turn in range(4):
+        version = engine.info.weight_version + 1
+        await push(engine, models[0], version)
+        prompt[1] = turn + 10
+        asked = asyncio.create_task(ask(engine, prompt, tokens=8))
+        await asyncio.sleep(0.03)
+        await push(engine, models[1], version + 1, mode=mode)
+        reply = await asked
+        differences = list(exactly(models, version, prompt, reply))
+        # Later tokens read keys and values of the old weights, where those stay in place.
+        assert max(differences[:1] if mode == "in_place" else differences) <= ROUNDING
+        crossed += len(differences) == 2
+    assert crossed
+
+
+@pytest.mark.parametrize("engine", options(), indirect=True)
+async def test_an_update_that_is_cancelled_anywhere_is_made_good_by_the_next(engine, monkeypatch, tmp_path):
+    from icrl.runtime.engines.sglang.transports import link
+
+    monkeypatch.setattr(link.buckets, "__defaults__", (200_000,))
+    old, new = shaken(15), shaken(16)
+    for delay_s in (0.005, 0.02, 0.04, 0.06, 0.09):
+        version = engine.info.weight_version + 2
+        cancelled = asyncio.create_task(push(engine, new, version - 1))
+        await asyncio.sleep(delay_s)
+        cancelled.cancel()
+        await asyncio.wait([cancelled], timeout=20)
+        await engine.client.get("/ready", timeout_s=5)  # refused by a server that is paused
+        await push(engine, old, version)
+        assert distance(old, PROMPT, await ask(engine)) <= ROUNDING
+    assert await asyncio.to_thread(os.listdir, tmp_path) == []
 
 
 @pytest.mark.parametrize("engine", [pytest.param({"flush": False}, id="disk")], indirect=True)
@@ -184,7 +237,7 @@ async def test_weights_that_do_not_fit_leave_the_old_ones_serving(engine):
         await engine.update(wrong.items(), version + 1)
     await engine.resume()
     reply = await ask(engine)
-    assert distance(good, PROMPT, reply) <= 1e-4
+    assert distance(good, PROMPT, reply) <= ROUNDING
     assert [span.version for span in reply.versions] == [version]
 
 

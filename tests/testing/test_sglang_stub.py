@@ -257,7 +257,8 @@ async def test_what_a_server_says_about_itself(client):
     assert (load["num_running_reqs"], load["num_waiting_reqs"], load["token_usage"]) == (1, 2, 0.15)
     assert (said["/model_info"]["weight_version"], said["/server_info"]["version"]) == ("default", "0.5.23")
     assert said["/v1/models"]["data"][0]["max_model_len"] == 2048
-    assert 'sglang:num_queue_reqs{model_name="scripted"} 2' in metrics
+    labels = 'engine_type="unified",model_name="scripted",moe_ep_rank="0",pp_rank="0",tp_rank="0"'
+    assert f"sglang:num_queue_reqs{{{labels}}} 2.0" in metrics
 
 
 async def test_keys(client):

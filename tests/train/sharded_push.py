@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from icrl.errors import WeightSyncError
+from icrl.train.following import FollowingSource
+from icrl.train.ranks import Ranks
 from icrl.train.sync import push
 
 
@@ -72,6 +74,20 @@ def pushed(network, rank, **options):
     return (sink.got if sink else {}), (sink.calls if sink else []), error
 
 
+def followed(network, rank):
+    """Push twice as `icrl train` does, the second time in vain, and return what the leader's errors were."""
+    ranks = Ranks(rank=rank, world=1)
+    ranks.world = 2  # of the group that is open already
+    if rank > 0:
+        return FollowingSource(ranks, lambda: network).rows(1, network)
+    errors = []
+    for refuses in (False, True):
+        ranks.tell("push", "merged")
+        errors.append(pushed(network, rank, refuses=refuses)[2])
+    ranks.tell("rows", (["row"], True))
+    return errors
+
+
 def main(rank, store, out):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -93,6 +109,7 @@ def main(rank, store, out):
         "error": error,
         "failed_calls": failed_calls,
         "failure": failure,
+        "followed": followed(network, rank),
         "twin": sorted(twin_got) == sorted(whole),
     }
     with open(out, "w") as file:

@@ -58,6 +58,8 @@ def test_two_processes_with_a_sharded_model_send_what_one_would(tmp_path):
     assert first["failure"] == "no room"
     assert second["error"] is None
     assert second["failure"] == "process 0: no room"
+    assert first["followed"] == [None, "no room"]
+    assert second["followed"] == ["row"]
 
 
 def test_tied_weights_come_once_and_buffers_do_not():
@@ -101,7 +103,7 @@ def adapted(**changes):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, **changes)
+    config = LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **changes})
     return get_peft_model(model(), config)
 
 
@@ -136,6 +138,22 @@ def test_an_adapter_that_cannot_be_merged_says_so(monkeypatch):
     monkeypatch.setattr(network.base_model, "merge_adapter", refuse)
     with pytest.raises(WeightSyncError, match="cannot be merged: quantised"), merged_weights(network):
         pass
+
+
+def test_a_merge_that_fails_half_way_is_taken_back(monkeypatch):
+    """Otherwise the trainer would go on with some adapters counted twice."""
+    network = adapted(target_modules=["q_proj", "v_proj"])
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    last = [module for module in network.modules() if hasattr(module, "lora_A") and hasattr(module, "merge")][-1]
+
+    def refuse(*args, **kwargs):
+        raise ValueError("not finite")
+
+    monkeypatch.setattr(last, "merge", refuse)
+    with pytest.raises(WeightSyncError, match="cannot be merged: not finite"), merged_weights(network):
+        pass
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, before[name])
 
 
 class Refusing(ScriptedEngine):

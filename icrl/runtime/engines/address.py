@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from icrl.errors import ConfigError, EngineError
+from icrl.runtime.engines.adapter import AdapterMode
 from icrl.runtime.engines.pool import EnginePool, PoolConfig
 from icrl.runtime.engines.protocol import Engine, PauseMode
 from icrl.tokenizer import ChatTokenizer, Tokenizer
@@ -103,6 +104,7 @@ async def connect(
     pool: PoolConfig | None = None,
     engine: SGLangConfig | None = None,
     transport: TransportName = "disk",
+    adapters: AdapterMode = "merged",
     pause_mode: PauseMode = "in_place",
     flush: bool = True,
     verify: bool = False,
@@ -111,13 +113,13 @@ async def connect(
     """Connect to SGLang servers, or to routers before them.
 
     Args:
-        address: One address, or several joined by commas. `router:` before one says that an sglang-router is there; its
-            servers take weights from disk only.
+        address: One, or several joined by commas; `router:` before one with an sglang-router (weights from disk only).
         tokenizer: The model's: a tokenizer, its directory or its name; by default what the servers say.
         api_key: By default the variable ICRL_ENGINE_KEY.
         pool: How patient the pool is.
         engine: How each server is spoken to.
         transport: How weights travel, if any do.
+        adapters: Whether they are whole weights, or LoRA adapters by themselves (`lora`).
         pause_mode: What becomes of running requests while weights change.
         flush: Drop cached keys and values at an update.
         verify: Compare checksums after an update.
@@ -132,14 +134,15 @@ async def connect(
     """
     from icrl.runtime.engines.sglang.engine import SGLangEngine
 
-    if ROUTER in address and transport != "disk":
-        raise ConfigError(f"transport: {transport!r} does not reach servers behind a router; use 'disk', or name them")
+    if ROUTER in address:
+        _check_routed(transport, adapters)
     known = await _loaded(tokenizer)
     members = [
         SGLangEngine(
             _client(url, api_key or os.environ.get(KEY_VARIABLE)),
             tokenizer=known,
             transport=transport,
+            adapters=adapters,
             pause_mode=pause_mode,
             flush=flush,
             verify=verify,
@@ -164,8 +167,12 @@ async def _pooled(
             raise error
     tokenizer = tokenizer or await _tokenizer_of(members, errors)
     pool = EnginePool(members, tokenizer=tokenizer, config=config)
-    await pool.start()
-    _check(tokenizer, pool)
+    try:
+        await pool.start()
+        _check(tokenizer, pool)
+    except BaseException:
+        await pool.aclose()
+        raise
     return pool, tokenizer
 
 
@@ -193,9 +200,20 @@ async def open_address(address: str, *, tokenizer: Tokenizer | str | Path | None
             raise
         return Connection(engine=engine, tokenizer=engine.tokenizer, directory=None)
     pool, found = await connect(address, tokenizer=tokenizer)
-    facts = _facts([member.server for member in pool.members])[0]
-    directory = await asyncio.to_thread(_directory, facts.model_path)
+    try:
+        facts = _facts([member.server for member in pool.members])[0]
+        directory = await asyncio.to_thread(_directory, facts.model_path)
+    except BaseException:
+        await pool.aclose()
+        raise
     return Connection(engine=pool, tokenizer=found, directory=directory)
+
+
+def _check_routed(transport: TransportName, adapters: AdapterMode) -> None:
+    if transport != "disk":
+        raise ConfigError(f"transport: {transport!r} does not reach servers behind a router; use 'disk', or name them")
+    if adapters == "lora":
+        raise ConfigError("adapters: 'lora' does not reach servers behind a router; name them")
 
 
 async def _loaded(tokenizer: Tokenizer | str | Path | None) -> Tokenizer | None:

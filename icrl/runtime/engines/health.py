@@ -44,7 +44,14 @@ class _Pulse:
     """Measures how late this process's own loop is, so that no server is blamed for it."""
 
     def __init__(self) -> None:
-        self.late_s = 0.0
+        self._clock = asyncio.get_running_loop().time
+        self._asked = self._clock()
+        self._late_s = 0.0
+
+    @property
+    def late_s(self) -> float:
+        """Seconds by which the loop was late at most; now counts too, as a deadline may come before the beat."""
+        return max(self._late_s, self._clock() - self._asked - BEAT_S)
 
     async def during(self, probe: Coroutine[Any, Any, EngineLoad]) -> EngineLoad:
         """Await a probe, and measure meanwhile."""
@@ -55,13 +62,9 @@ class _Pulse:
             beating.cancel()
 
     async def _beat(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            asked = loop.time()
-            try:
-                await asyncio.sleep(BEAT_S)
-            finally:
-                self.late_s = max(self.late_s, loop.time() - asked - BEAT_S)
+            await asyncio.sleep(BEAT_S)
+            self._late_s, self._asked = self.late_s, self._clock()
 
 
 class Health:
@@ -87,7 +90,8 @@ class Health:
         self._admit = admit
         self._changed = changed
         self._watches: list[asyncio.Task[None]] = []
-        self._checks: dict[int, asyncio.Task[None]] = {}
+        self._checks: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._closed = False
 
     def start(self) -> None:
         """Begin to watch."""
@@ -95,6 +99,7 @@ class Health:
 
     async def aclose(self) -> None:
         """Stop watching."""
+        self._closed = True
         for task in (*self._watches, *self._checks.values()):
             task.cancel()
         await asyncio.gather(*self._watches, *self._checks.values(), return_exceptions=True)
@@ -114,10 +119,20 @@ class Health:
 
         Requests that fail at the same time share one probe.
         """
-        check = self._checks.get(member.index)
+        await self._shared(member, failures=1)
+
+    async def ask(self, member: Member) -> None:
+        """Probe a server now, for its load; a bad answer is one of those that it may give."""
+        await self._shared(member, failures=self._config.probe_failures)
+
+    async def _shared(self, member: Member, *, failures: int) -> None:
+        if self._closed:
+            return
+        key = member.index, failures
+        check = self._checks.get(key)
         if check is None:
-            check = self._checks[member.index] = asyncio.create_task(self._probe(member, failures=1))
-            check.add_done_callback(lambda _: self._checks.pop(member.index, None))
+            check = self._checks[key] = asyncio.create_task(self._probe(member, failures=failures))
+            check.add_done_callback(lambda _: self._checks.pop(key, None))
         await asyncio.wait([check])  # whoever asks may be cancelled; the others still want to know
 
     async def _probe(self, member: Member, *, failures: int) -> None:
@@ -136,6 +151,9 @@ class Health:
             why, at_once = f"did not answer a probe within {self._config.probe_timeout_s:g} s", False
         except (IcrlError, OSError) as error:
             why, at_once = str(error), refused(error)
+        except Exception as error:  # an answer that nobody thought of must not end the watch
+            _LOG.exception("a probe of %s failed", member.name)
+            why, at_once = f"{type(error).__name__}: {error}", False
         member.outcomes.append(False)
         if member.state == "used" and (at_once or member.outcomes.count(False) >= failures):
             self.eject(member, why)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from icrl.errors import ConfigError, EngineError, nearest
 from icrl.runtime.engines.architecture import read_info
+from icrl.runtime.engines.meter import Meter
 from icrl.runtime.engines.protocol import EngineInfo, OnDelta, PauseMode, check_request
 from icrl.runtime.engines.worker import Answer, Worker
 from icrl.trajectory import Generation
@@ -92,6 +93,8 @@ class LocalEngine:
         self._info: EngineInfo | None = None
         self._worker: Worker | None = None
         self._live: set[str] = set()
+        self.meter = Meter()
+        """Counts what is asked, and for how long something is."""
         self._stops: dict[tuple[str, ...], StopStrings] = {}
 
     @property
@@ -135,14 +138,18 @@ class LocalEngine:
         make = partial(self._request, list(ids), params, id=request_id, session=session, shared_prefix=shared_prefix)
         worker = self._started()
         self._live.add(request_id)
+        result: Generation | None = None
+        self.meter.enter()
         try:
-            result: Generation = await worker.send(lambda core, answer: core.submit(make(core, answer, on_delta)))
-            return result
+            finished: Generation = await worker.send(lambda core, answer: core.submit(make(core, answer, on_delta)))
+            result = finished
+            return finished
         except asyncio.CancelledError:
             # Whoever cancels does not wait: the engine is told, and drops the request before its next step.
             worker.send(partial(_abort, request_id)).add_done_callback(_ignore)
             raise
         finally:
+            self.meter.leave(result)
             self._live.discard(request_id)
 
     async def abort(self, request_id: str) -> None:
@@ -153,6 +160,7 @@ class LocalEngine:
     async def aclose(self) -> None:
         """Free the model and end the thread; pending requests return as aborted. A later request loads it again."""
         worker, self._worker, self._info = self._worker, None, None
+        self.meter.resume()
         if worker is not None:
             await worker.close()
 
@@ -164,6 +172,7 @@ class LocalEngine:
                 have, `retract` after computing them again.
         """
         await self._ask(lambda core: core.pause(mode))
+        self.meter.pause()
 
     async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
         """Copy weights between two steps, in the engine's own precision; shared prefixes and sessions are dropped.
@@ -176,6 +185,7 @@ class LocalEngine:
     async def resume(self) -> None:
         """Sample again."""
         await self._ask(lambda core: core.resume())
+        self.meter.resume()
 
     def _started(self) -> Worker:
         if self._worker is None:

@@ -50,6 +50,7 @@ class Member:
         "load",
         "maybe_paused",
         "outcomes",
+        "path",
         "requests",
         "server",
         "since",
@@ -81,6 +82,8 @@ class Member:
         """Whether nobody knows what weights it has, because an update failed or somebody else changed them."""
         self.label: str | None = None
         """What it called its weights when it was reached first, where it gives them names."""
+        self.path: str | None = None
+        """Where it had its model from then."""
         self.maybe_paused = False
         """Whether it was told to pause, and not successfully to resume."""
 
@@ -104,13 +107,28 @@ class Member:
         """
         return self.server.info.weight_version
 
-    def identify(self, current: int | None) -> None:
-        """Notice weights that are neither those that it was reached with first nor the pool's current ones."""
-        label = getattr(getattr(self.server, "facts", None), "weight_version", None)
-        if self.label is None:
-            self.label = label
-        elif label not in (self.label, str(current)):
+    def identify(self, current: int | None, *, ours: bool = True) -> None:
+        """Notice weights that are neither those that it was reached with first nor the pool's current ones.
+
+        Args:
+            current: The pool's version.
+            ours: Whether the pool sends weights; if not, somebody else may have sent newer ones.
+        """
+        facts = getattr(self.server, "facts", None)
+        label, path = getattr(facts, "weight_version", None), getattr(facts, "model_path", None)
+        if self.label is None or (not ours and self.version > (current or 0)):
+            self.label, self.path, self.tainted = label, path, self.tainted and ours
+        if label is None:
+            return
+        # Whose weights are current is in their name; the same number under another name is somebody else's.
+        same = label == self._named(current) if ours else label.partition("@")[0] == str(current)
+        first = label == self.label and not (ours and self.version == current)
+        if not (same or first) or (label == self.label and path != self.path):
             self.tainted = True
+
+    def _named(self, version: int | None) -> str:
+        name = getattr(self.server, "weight_name", str)
+        return str(name(version))
 
     @property
     def busy(self) -> int:

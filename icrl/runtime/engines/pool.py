@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from icrl.errors import ConfigError, EngineError, IcrlError
@@ -14,7 +13,7 @@ from icrl.runtime.engines.placement import Placement
 from icrl.runtime.engines.pool_config import PoolConfig
 from icrl.runtime.engines.pool_request import PoolRequest
 from icrl.runtime.engines.pool_weights import PoolWeights
-from icrl.runtime.engines.protocol import EngineInfo, EngineLoad, LostRequest, OnDelta, PauseMode, Server
+from icrl.runtime.engines.protocol import FOREIGN, EngineInfo, EngineLoad, LostRequest, OnDelta, PauseMode, Server
 from icrl.tokenizer import Tokenizer
 from icrl.trajectory import Generation
 from icrl.types import SamplingParams
@@ -71,7 +70,6 @@ class EnginePool:
         self._health = Health(self.members, config, admit=self._admit, changed=self._changed)
         self._weights = PoolWeights(self.members, config, eject=self._health.eject, admitted=self._admitted)
         self._used: tuple[Member, ...] = ()
-        self._someone = asyncio.Event()
         self._info: EngineInfo | None = None
         self._live: dict[str, PoolRequest] = {}
         self._started = self._closed = False
@@ -92,6 +90,10 @@ class EnginePool:
         names = [member.name for member in self.members]
         return names[0] if len(names) == 1 else f"pool of {', '.join(names)}"
 
+    def notify(self, on_notice: Callable[[str], None]) -> None:
+        """Tell somebody, instead of the log, when weights wait for a server to come back."""
+        self._weights.on_notice = on_notice
+
     async def start(self) -> None:
         """Connect to all servers, and watch them from now on; those that are not there yet may come later.
 
@@ -107,6 +109,8 @@ class EnginePool:
         reached = [member for member, error in zip(self.members, errors, strict=True) if error is None]
         if not reached:
             raise EngineError(f"no server answers: {describe(self.members)}", engine=self._name, retryable=True)
+        if self._closed:
+            raise EngineError("is closed", engine=self._name)
         self._weights.version = max(member.version for member in reached)
         await asyncio.gather(*(self._health.let_in(member, self._weights.adopt) for member in reached))
         self._refresh()
@@ -157,9 +161,13 @@ class EnginePool:
     async def aclose(self) -> None:
         """Close all servers; pending requests return as aborted."""
         self._closed = True
+        self._weights.closing.set()
         await self._health.aclose()
         await asyncio.gather(*(request.abort() for request in self._live.values()))
-        await asyncio.gather(*(member.server.aclose() for member in self.members))
+        closing = [asyncio.ensure_future(member.server.aclose()) for member in self.members]
+        await asyncio.wait(closing)  # all, though one may fail
+        await self._weights.aclose()
+        await asyncio.gather(*closing)
 
     async def probe(self) -> EngineLoad:
         """Ask all servers how busy they are: requests are summed, memory is the mean.
@@ -167,7 +175,7 @@ class EnginePool:
         Raises:
             EngineError: None answers.
         """
-        await asyncio.gather(*map(self._health.check, self._used))
+        await asyncio.gather(*map(self._health.ask, self._used))
         loads = [member.load for member in self._used if member.load is not None]
         if not loads:
             raise EngineError(f"no server answers: {describe(self.members)}", engine=self._name, retryable=True)
@@ -178,30 +186,30 @@ class EnginePool:
         )
 
     async def pause(self, mode: PauseMode = "in_place") -> None:
-        """Make all servers stop sampling, once there is one that answers.
+        """Make all servers stop sampling that are there.
 
         Raises:
-            WeightSyncError: None did, or none answered until the pool's patience was over.
+            WeightSyncError: None did, though one is there.
         """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._config.give_up_s):
-                await self._someone.wait()
         await self._weights.pause(mode)
 
     async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
         """Give the weights to all servers; one that does not take them is not used until it has them.
 
+        Where no server is there, or none lives through it, this waits for the first that comes back, and sends the
+        weights then.
+
         Raises:
-            WeightSyncError: No server took them.
+            WeightSyncError: A server refused them and none took them, or none was there for the pool's patience.
         """
         await self._weights.update(weights, version)
         self._refresh()
 
     async def resume(self) -> None:
-        """Make all servers sample again.
+        """Make all servers sample again that are there.
 
         Raises:
-            WeightSyncError: None did.
+            WeightSyncError: None did, though one is there.
         """
         await self._weights.resume()
 
@@ -249,6 +257,8 @@ class EnginePool:
         try:
             part = await request.ask(member)
         except LostRequest as lost:
+            if self._foreign(member, lost.partial, version, lost.message) is not None and not request.watched:
+                return await self._failed(request, member, lost)
             request.add(lost.partial, version=version)
             return await self._failed(request, member, lost, brought=bool(lost.partial.ids))
         except TimeoutError:
@@ -276,10 +286,10 @@ class EnginePool:
         Raises:
             EngineError: There is more to sample.
         """
-        if (stale := self._stale(member, part, version)) is not None and not request.watched:
-            return await self._failed(request, member, stale)
+        if (foreign := self._foreign(member, part, version)) is not None and not request.watched:
+            return await self._failed(request, member, foreign)
         if not request.resumed and (part.finish_reason != "abort" or wanted):
-            return part
+            return request.timed(part)
         request.add(part, version=version)
         if (whole := request.ended(context_limit=self.info.context_limit)) is not None:
             return whole
@@ -299,7 +309,7 @@ class EnginePool:
         """
         request.note(member, error, brought=brought)
         if error.status is None:
-            await self._health.check(member)
+            await request.unless_aborted(self._health.check(member))
         ended = request.ended(context_limit=self.info.context_limit)
         if ended is not None:
             return ended
@@ -307,14 +317,21 @@ class EnginePool:
             return request.whole("abort")
         raise error
 
-    def _stale(self, member: Member, part: Generation, version: int) -> EngineError | None:
-        """Eject a server that samples under older weights than it had: it was restarted unnoticed.
+    def _foreign(self, member: Member, part: Generation, version: int, said: str = "") -> EngineError | None:
+        """Eject a server that samples under other weights than it had: restarted unnoticed, or given by others.
 
-        What it sampled carries the right version, and is used only if somebody has seen it already.
+        What it sampled carries the version that the server named, and is used only if somebody has seen it already.
         """
-        if not part.versions or part.versions[-1].version >= version:
+        foreign = any(span.version == FOREIGN for span in part.versions)
+        named = part.versions[-1].version if part.versions else version
+        others = self._weights.newest is not None and named > self._weights.newest
+        if version <= named and not others and not foreign:
             return None
-        why = f"samples under version {part.versions[-1].version} although it had version {version}"
+        why = f"samples under version {named} although it had version {version}"
+        if foreign:
+            why = said or "samples under weights that somebody else gave it"
+        elif others:
+            why = f"samples under version {named}, which this pool never sent it: somebody else gives it weights"
         if member.state == "used":
             member.tainted = True
             self._health.eject(member, why)
@@ -351,10 +368,6 @@ class EnginePool:
 
     def _changed(self) -> None:
         self._used = tuple(m for m in self.members if m.state == "used")
-        if any(m.state != "away" for m in self.members):
-            self._someone.set()
-        else:
-            self._someone.clear()
         for request in self._live.values():
             request.moved.set()
 

@@ -19,7 +19,8 @@ class PoolConfig:
     """
 
     give_up_s: float = 300.0
-    """Seconds for which a request may keep failing, or find no server, without a new token before it fails for good."""
+    """Seconds for which a request may keep failing, or find no server, without a new token before it fails for good.
+    Weights wait as long for a server to come back where none is there."""
     first_wait_s: float = 0.1
     """Bound of the first wait before a request is tried again; it doubles with every failure in a row."""
     longest_wait_s: float = 5.0

@@ -6,8 +6,10 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 from icrl.errors import EngineError
 from icrl.runtime.engines.member import Member
@@ -40,6 +42,7 @@ class PoolRequest:
         "_config",
         "_errors",
         "_fence",
+        "_heard",
         "_inner",
         "_member",
         "_on_delta",
@@ -47,6 +50,7 @@ class PoolRequest:
         "_started",
         "_tasks",
         "_tokenizer",
+        "_told",
         "aborted",
         "failures",
         "moved",
@@ -82,6 +86,7 @@ class PoolRequest:
         self.failures: Counter[int] = Counter()
         """How often it failed where, since the last token."""
         self._on_delta = on_delta
+        self._told = self._heard = 0
         self._config = config
         self._tokenizer = tokenizer
         self._received: Received | None = None
@@ -120,9 +125,11 @@ class PoolRequest:
             TimeoutError: It was sent away, and the server did not hand over what it has.
             EngineError: As the server's `generate`.
         """
-        ids, params, tell = self.prompt, self.params, self._on_delta
+        ids, params, tell = self.prompt, self.params, self._hear if self.watched else None
+        self._heard = 0
         if self._received is not None:
             ids, params = [*ids, *self._received.ids], self._received.rest
+            self._hear(self._received.ids)
             tell = SeamWatch(self._received, tell, self._cut)
         # A server may not know yet that it lost the last attempt, and would refuse its name.
         self._inner = f"{self.request_id}~{self._attempts}" if self._attempts else self.request_id
@@ -170,6 +177,15 @@ class PoolRequest:
         bound_s = min(self._config.longest_wait_s, self._config.first_wait_s * 2.0 ** min(failed - 1, 30))
         return random.uniform(0.0, bound_s)
 
+    async def unless_aborted(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait until something is done, or until it is aborted."""
+        waits = asyncio.ensure_future(work), asyncio.ensure_future(self.aborted.wait())
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
     async def rest(self, wait_s: float) -> None:
         """Wait, unless it is aborted."""
         with suppress(TimeoutError):
@@ -209,9 +225,22 @@ class PoolRequest:
         received = self._received or Received(self.params, self._tokenizer)
         return self._whole(received, len(received.ids), reason)
 
+    def timed(self, part: Generation) -> Generation:
+        """Return what one server sampled; where others had failed before, with the time that this took in all."""
+        return part if self._attempts == 1 else replace(part, wall_s=time.monotonic() - self._started)
+
     def _whole(self, received: Received, length: int, reason: FinishReason) -> Generation:
         wall_s = time.monotonic() - self._started
+        self._heard = 0
+        self._hear(received.ids[:length])
         return received.generation(length, reason, prompt_tokens=len(self.prompt), wall_s=wall_s)
+
+    def _hear(self, ids: Sequence[int]) -> None:
+        """Pass new ids on, each position once: a server may fail with less than it had told, or with more."""
+        new, self._heard = ids[max(0, self._told - self._heard) :], self._heard + len(ids)
+        if new and self._on_delta is not None:
+            self._told = self._heard
+            self._on_delta(tuple(new))
 
     def _cut(self) -> None:
         """Abort it at its server, without waiting here."""

@@ -11,6 +11,7 @@ from icrl.trajectory import Generation
 from icrl.types import SamplingParams
 
 __all__ = [
+    "FOREIGN",
     "Engine",
     "EngineInfo",
     "EngineLoad",
@@ -21,6 +22,9 @@ __all__ = [
     "WeightSink",
     "check_request",
 ]
+
+FOREIGN = 1 << 62
+"""Version of weights that somebody else gave a server while it was used from here; no run reaches it."""
 
 OnDelta = Callable[[Sequence[int]], None]
 """Called on the event loop with newly sampled ids, in order; for display."""

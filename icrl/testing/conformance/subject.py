@@ -42,6 +42,8 @@ class Subject:
     """How far these may be from the engine's."""
     weights: Callable[[], Iterable[tuple[str, Any]]] | None = None
     """The weights that the model has, for an engine that can be trained."""
+    keeps_version: bool = False
+    """Whether requests keep the weights that they were sent under, as where each version is an adapter of its own."""
     live: Callable[[], Awaitable[int]] | None = None
     """Counts the requests that whatever computes is busy with; for an engine that is asked itself, `None`."""
 

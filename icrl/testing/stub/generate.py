@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from icrl.testing.script import Speaker
+from icrl.testing.stub.adapters import Adapters
 from icrl.testing.stub.faults import Fault, Faults
 from icrl.testing.stub.live import Asked, Live, Sampler
 from icrl.testing.stub.requests import Generate, Refusal, Sampling, parse
@@ -53,6 +54,8 @@ class Generator:
     """Whether requests are remembered."""
     requests: list[Asked]
     """What was asked, in order of arrival."""
+    adapters: Adapters
+    """LoRA adapters that requests may name."""
     arrived: int = 0
     """Requests so far."""
 
@@ -73,12 +76,26 @@ class Generator:
             rid=request.rid or uuid.uuid4().hex,
             ids=array("i", prompt),
             key=request.extra_key,
+            adapter=request.lora_path,
             fault=fault,
         )
         if self.record:
             self.requests.append(asked)
         await _go_wrong(http, fault, self.faults.slow_s)
         await self.sampler.going.wait()
+        if request.lora_path is None:
+            return await self._say(http, asked, request, sampling)
+        lora_id = await self.adapters.named(request.lora_path)
+        asked.key = (asked.key or "") + lora_id
+        try:
+            return await self._say(http, asked, request, sampling)
+        finally:
+            self.adapters.left(lora_id)
+
+    async def _say(
+        self, http: web.BaseRequest, asked: Asked, request: Generate, sampling: Sampling
+    ) -> web.StreamResponse:
+        prompt = asked.ids
         budget = min(sampling.max_new_tokens, self.context_limit - len(prompt))
         said = self.speaker.reply(prompt, budget=budget, stop=sampling.stops, session=session_of(asked.rid))
         live = self.sampler.start(asked, said)

@@ -11,6 +11,13 @@ from icrl.testing.stub.live import Sampler
 
 __all__ = ["About"]
 
+_COUNTED = {
+    "generation_tokens": ',is_streaming="false"',
+    "prompt_tokens": ',is_streaming="false"',
+    "cached_tokens": ',cache_source="device"',
+}
+"""Further labels of a counter."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class About:
@@ -30,6 +37,8 @@ class About:
     """Whether it was started with metrics."""
     incremental: bool
     """Whether streams are incremental."""
+    loras: int | None = None
+    """How many LoRA adapters it takes; none where it was started without them."""
 
     def routes(self, release: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
         """Return what answers each path, for a version."""
@@ -77,6 +86,9 @@ class About:
             "incremental_streaming_output": self.incremental,
             "stream_interval": 1,
             "disable_radix_cache": False,
+            "enable_lora": self.loras is not None or None,
+            "max_loaded_loras": self.loras,
+            "max_loras_per_batch": self.loras or 8,
             "max_running_requests": self._limit(),
             "status": "ready",
             "max_total_num_tokens": self.kv_tokens,
@@ -107,8 +119,8 @@ class About:
         return {"timestamp": time.time(), "version": self.version, "num_accelerators": 1, "loads": [self._load()]}
 
     def text(self) -> str:
-        """`/metrics`."""
-        labels = f'{{model_name="{self.model_path}"}}'
+        """`/metrics`; as there, a counter that was never raised is absent."""
+        engine = f'engine_type="unified",model_name="{self.model_path}"'
         load = self._load()
         values = {
             "num_running_reqs": load["num_running_reqs"],
@@ -118,8 +130,14 @@ class About:
             "max_total_num_tokens": self.kv_tokens,
             "context_len": self.context_limit,
         }
-        lines = (f"# TYPE sglang:{name} gauge\nsglang:{name}{labels} {value}\n" for name, value in values.items())
-        return "".join(lines)
+        ranks = f'{engine},moe_ep_rank="0",pp_rank="0",tp_rank="0"'
+        gauges = [("gauge", name, ranks, value) for name, value in values.items()]
+        totals = self.sampler.totals.items()
+        counts = [("counter", f"{name}_total", engine + _COUNTED.get(name, ""), n) for name, n in totals if n]
+        return "".join(
+            f"# HELP sglang:{name} Described.\n# TYPE sglang:{name} {kind}\nsglang:{name}{{{labels}}} {float(value)}\n"
+            for kind, name, labels, value in (*gauges, *counts)
+        )
 
     def _load(self) -> dict[str, Any]:
         batch = self.sampler.batch

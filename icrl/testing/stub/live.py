@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,8 @@ class Asked:
     """The sequence it was given."""
     key: str | None = None
     """Its `extra_key`: only requests with the same one share what is cached."""
+    adapter: str | None = None
+    """The LoRA adapter that it named."""
     fault: Fault | None = None
     """What was made to go wrong with it."""
     sampled: Sequence[int] = ()
@@ -81,6 +84,8 @@ class Sampler:
     """Requests that are being answered, by name."""
     caches: dict[str | None, PrefixMemory] = field(default_factory=dict)
     """Sequences whose keys and values it holds, by the key that keeps them apart."""
+    totals: Counter[str] = field(default_factory=Counter)
+    """What its metrics count: of requests that ended, tokens by kind, and how many were aborted."""
     batch: Batch = field(init=False)
     """Requests that share its speed."""
     going: asyncio.Event = field(default_factory=asyncio.Event)
@@ -114,6 +119,10 @@ class Sampler:
         produced = live.said.ids[: live.job.produced]
         live.asked.sampled = array("i", produced)
         live.asked.reason = "abort" if live.aborted else "length" if live.said.matched is None else "stop"
+        self.totals["generation_tokens"] += len(produced)
+        self.totals["prompt_tokens"] += len(live.asked.ids)
+        self.totals["cached_tokens"] += live.asked.cached_tokens
+        self.totals["num_aborted_requests"] += live.aborted
         del self.live[live.asked.rid]
         self.cache(live.asked.key).add([*live.asked.ids, *produced[:-1]])  # the last token has no keys and values
         if not self.live:

@@ -74,6 +74,7 @@ class Generate(msgspec.Struct):
     stream: bool = False
     token_ids_logprob: list[int] | None = None
     extra_key: str | None = None
+    lora_path: str | None = None
 
 
 class Body(msgspec.Struct):
@@ -98,6 +99,8 @@ class Body(msgspec.Struct):
     world_size: int = 0
     backend: str = "nccl"
     action: str = "checksum"
+    lora_name: str = ""
+    lora_path: str = ""
 
 
 _generate = msgspec.json.Decoder(Generate)

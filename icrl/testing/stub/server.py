@@ -13,6 +13,7 @@ from aiohttp import web
 
 from icrl.errors import ConfigError, EngineError
 from icrl.testing.script import Reply, Script, Speaker
+from icrl.testing.stub.adapters import Adapters
 from icrl.testing.stub.capacity import Capacity
 from icrl.testing.stub.faults import Faults
 from icrl.testing.stub.generate import Generator, OutOfVocabulary, refused
@@ -64,6 +65,7 @@ class SGLangStub:
         api_key: What requests have to present, as a bearer token.
         metrics: Whether there is `/metrics`.
         record: Whether requests are remembered.
+        loras: How many LoRA adapters it holds; `None` is a server that was started without them.
 
     Raises:
         ConfigError: The version is no version.
@@ -97,6 +99,7 @@ class SGLangStub:
         api_key: str | None = None,
         metrics: bool = True,
         record: bool = True,
+        loras: int | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = tokenizer or ByteTokenizer()
         """Encodes replies and decodes what was sampled."""
@@ -115,6 +118,7 @@ class SGLangStub:
         self._capacity = capacity
         self._kv_tokens = kv_tokens
         self._metrics = metrics
+        self._loras = loras
         self._api_key = api_key
         self._keep_alive_s = keep_alive_s
         self._port = 0
@@ -160,6 +164,11 @@ class SGLangStub:
         return self._weights.updates
 
     @property
+    def adapters(self) -> Adapters:
+        """LoRA adapters since it started."""
+        return self._adapters
+
+    @property
     def alive(self) -> bool:
         """Whether it listens."""
         return self._listener is not None
@@ -176,6 +185,7 @@ class SGLangStub:
     async def start(self) -> None:
         """Listen; with a state as after a start of the process."""
         self._sampler = Sampler(capacity=self._capacity)
+        self._adapters = Adapters(most=self._loras)
         self._weights = Weights(sampler=self._sampler, brackets=self._release >= (0, 5, 21))
         about = About(
             sampler=self._sampler,
@@ -185,6 +195,7 @@ class SGLangStub:
             kv_tokens=self._kv_tokens,
             metrics=self._metrics,
             incremental=self._generate["incremental"],
+            loras=self._loras,
         )
         generator = Generator(
             sampler=self._sampler,
@@ -194,10 +205,11 @@ class SGLangStub:
             spans=self._release >= (0, 5, 19),
             requests=self.requests,
             arrived=len(self.requests),
+            adapters=self._adapters,
             **self._generate,
         )
         self._gets, self._text = about.routes(self._release), about.text
-        self._posts = self._weights.routes()
+        self._posts = self._weights.routes() | self._adapters.routes()
         self._answer = generator.answer
         await self._listen()
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from chat_endpoint import chat_endpoint
 
@@ -84,8 +86,11 @@ async def test_a_tokenizer_may_be_given(tiny):
 
 async def test_a_tokenizer_of_another_model_is_refused(tiny):
     async with stub_of(tiny, vocab_size=None) as stub:
+        before = asyncio.all_tasks()
         with pytest.raises(ConfigError, match=r"tokens, the model of .* only"):
             await connect(stub.address, tokenizer=Larger())
+        await asyncio.sleep(0)
+        assert not [task for task in asyncio.all_tasks() - before if "_watch" in repr(task)]
 
 
 class Larger(ByteTokenizer):

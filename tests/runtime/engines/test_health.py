@@ -137,19 +137,41 @@ async def test_a_member_counts_what_others_ask_of_it():
 
 def test_weights_that_changed_behind_the_pools_back_are_noticed():
     server = FakeServer("a")
-    server.facts = SimpleNamespace(weight_version="7")
+    server.facts = SimpleNamespace(weight_version="7", model_path="a")
     member = Member(server, 0, probes=5)
     member.identify(None)
-    for name, current, tainted in [("7", 7, False), ("9", 9, False), ("7", 9, False), ("default", 7, True)]:
-        server.facts.weight_version, member.tainted = name, False
+    for name, path, current, tainted in [
+        ("7", "a", 7, False),
+        ("9", "a", 9, False),
+        ("7", "a", 9, False),
+        ("default", "a", 7, True),
+        ("7", "b", 7, True),  # restarted with another model
+        ("9", "an update from disk", 9, False),
+    ]:
+        server.facts.weight_version, server.facts.model_path, member.tainted = name, path, False
         member.identify(current)
         assert member.tainted == tainted
+    server.facts.weight_version, server._weight_version, member.tainted = "12@5f0c21aa", 12, True
+    member.identify(9, ours=False)
+    assert (member.tainted, member.label) == (False, "12@5f0c21aa")
+
+
+@pytest.mark.parametrize(("name", "tainted"), [("7@ours", False), ("7@theirs", True), ("7", True), ("6@theirs", False)])
+def test_a_server_has_the_current_weights_if_their_name_says_so_and_not_their_number(name, tainted):
+    server = FakeServer("a", weight_version=int(name[0]))
+    server.facts = SimpleNamespace(weight_version=name, model_path="a")
+    server.weight_name = "{}@ours".format
+    member = Member(server, 0, probes=5)
+    member.identify(7)
+    assert member.tainted == tainted
 
 
 async def test_no_server_is_blamed_for_a_loop_that_was_busy():
     class Slow(FakeServer):
         async def probe(self):
-            time.sleep(0.2)  # noqa: ASYNC251 — somebody keeps the loop from reading the answer
+            busy_until = time.monotonic() + 0.2  # somebody keeps the loop from reading the answer
+            while time.monotonic() < busy_until:
+                pass
             await asyncio.Event().wait()
 
     health, member, seen = watched(Slow("a"), probe_timeout_s=0.1)

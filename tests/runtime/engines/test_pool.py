@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from fake_server import PROMPT, TEXT, FakeServer, refusal, said
@@ -9,7 +10,7 @@ from watched import until
 
 from icrl.errors import ConfigError, EngineError
 from icrl.runtime.engines.pool import EnginePool, PoolConfig
-from icrl.runtime.engines.protocol import EngineLoad, Server
+from icrl.runtime.engines.protocol import EngineLoad, LostRequest, Server
 from icrl.testing import fake_logprob
 from icrl.trajectory import VersionSpan
 from icrl.types import SamplingParams
@@ -392,6 +393,116 @@ async def test_a_cancelled_request_leaves_nothing_behind():
         assert not server.live
         assert pool.members[0].in_flight == 0
         assert not pool.members[0].requests
+
+
+# ---- what nobody asked for
+
+
+@pytest.mark.parametrize("brought", [0, 2, 5, 9])
+async def test_what_was_told_is_told_once_whatever_the_server_returns(brought):
+    class Confused(FakeServer):
+        async def generate(self, ids, params, *, on_delta=None, **options):
+            if self.requests:
+                return await super().generate(ids, params, on_delta=on_delta, **options)
+            whole = await super().generate(ids, params, **options)
+            on_delta(whole.ids[:5])
+            if not brought:
+                raise busy()
+            raise LostRequest(
+                "it broke",
+                engine="a",
+                partial=replace(whole, ids=whole.ids[:brought], logprobs=whole.logprobs[:brought], versions=()),
+            )
+
+    async with pool_of(Confused("a")) as pool:
+        told = []
+        reply = await ask(pool, on_delta=told.extend)
+    assert (said(reply), tuple(told)) == (TEXT, reply.ids)
+
+
+async def test_a_request_that_is_aborted_waits_for_no_probe():
+    class Hanging(FakeServer):
+        async def probe(self):
+            self._answer()
+            if self.probes:
+                await asyncio.Event().wait()
+            self.probes += 1
+            return self.load
+
+    async with pool_of(server := Hanging("a"), config=replace(QUICK, probe_timeout_s=60.0)) as pool:
+        server.errors.append(7)
+        asking = asyncio.create_task(ask(pool))
+        await until(lambda: pool._health._checks)
+        await pool.abort("r")
+        async with asyncio.timeout(5):
+            reply = await asking
+    assert (said(reply), reply.finish_reason) == (TEXT[:7], "abort")
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_asking_for_the_load_ejects_nobody_for_one_bad_answer():
+    async with pool_of(server := FakeServer("a"), config=replace(QUICK, probe_every_s=60.0)) as pool:
+        server.bad_probes += [EngineError("slow", engine="a")] * 3
+        for states in ("used", "used"):
+            await pool.probe()
+            assert pool.members[0].state == states
+        with pytest.raises(EngineError, match="no server answers"):
+            await pool.probe()
+
+
+async def test_the_time_of_a_request_is_that_of_all_its_attempts():
+    async with pool_of(server := FakeServer("a")) as pool:
+
+        async def late():
+            await asyncio.sleep(0.05)
+            raise busy()
+
+        whole = server.generate
+        server.generate = lambda *args, **options: (setattr(server, "generate", whole), late())[1]
+        assert (await ask(pool)).wall_s >= 0.05
+
+
+async def test_a_server_that_cannot_be_closed_keeps_no_other_open():
+    class Stuck(FakeServer):
+        async def aclose(self):
+            raise EngineError("cannot leave the group", engine="a")
+
+    class Slow(FakeServer):
+        async def aclose(self):
+            await asyncio.sleep(0.01)
+            await super().aclose()
+
+    pool = EnginePool([Stuck("a"), slow := Slow("b")], config=QUICK)
+    await pool.start()
+    with pytest.raises(EngineError, match="cannot leave"):
+        await pool.aclose()
+    assert slow.closed
+
+
+async def test_closing_while_everything_is_under_way_leaves_no_task():
+    class Slow(FakeServer):
+        async def update(self, weights, version):
+            await asyncio.sleep(60)
+
+    servers = [Slow(name, latency_s=60.0) for name in "abc"]
+    pool = EnginePool(servers, config=replace(QUICK, first_wait_s=60.0, longest_wait_s=60.0, give_up_s=60.0))
+    await pool.start()
+    asking = [asyncio.create_task(ask(pool, f"{i}")) for i in range(6)]
+    await until(lambda: all(server.live for server in servers))
+    servers[0].errors += [busy()] * 9
+    asking.append(asyncio.create_task(ask(pool, "waits")))
+    await servers[1].kill()
+    servers[1].restart()
+    updating = asyncio.create_task(pool.update([("w", 1.0)], 1))
+    await asyncio.sleep(0.02)
+    async with asyncio.timeout(5):
+        await pool.aclose()
+        assert {reply.finish_reason for reply in await asyncio.gather(*asking)} == {"abort"}
+    updating.cancel()
+    await asyncio.gather(updating, return_exceptions=True)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    with pytest.raises(EngineError, match="is closed"):
+        await ask(pool)
 
 
 def test_settings_are_checked():

@@ -13,11 +13,13 @@ from icrl.runtime.agent import Agent
 from icrl.runtime.engines.address import connect
 from icrl.runtime.engines.pool import PoolConfig
 from icrl.runtime.engines.sglang.config import SGLangConfig
+from icrl.runtime.engines.sglang.versions import UNTOUCHED, Versions
 from icrl.testing import ByteTokenizer, Capacity, Faults, SGLangStub, fake_logprob
 from icrl.trajectory import StopReason, VersionSpan
 from icrl.types import SamplingParams
 
 PROMPT = tuple(b"prompt:")
+NAME = Versions(UNTOUCHED).name
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
 PARAMS = SamplingParams(max_tokens=400)
 QUICK = PoolConfig(give_up_s=10.0, first_wait_s=0.005, longest_wait_s=0.05, probe_every_s=0.05, abort_grace_s=2.0)
@@ -57,6 +59,14 @@ async def ask(pool, name="t/0", **options):
     return await pool.generate(PROMPT, options.pop("params", PARAMS), request_id=name, session=name, **options)
 
 
+async def push(pool, tensor, version):
+    await pool.pause("in_place")
+    try:
+        await pool.update([("w", tensor)], version)
+    finally:
+        await pool.resume()
+
+
 def check(reply):
     """Check a reply token for token: nothing lost, nothing twice."""
     whole = (*TEXT.encode(), 258)
@@ -94,10 +104,15 @@ async def test_the_only_server_may_be_restarted():
 @pytest.mark.parametrize("incremental", [False, True])
 async def test_no_fault_of_a_server_costs_a_token(incremental):
     shares = {"error_500": 0.1, "error_429": 0.1, "resets": 0.1, "truncated": 0.1, "dies_mid_stream": 0.2}
+    shares["garbage"] = 0.2
     faults = Faults(**shares, seed=3)
     async with stubs(2, faults=faults, incremental=incremental) as servers, pool_over(servers) as pool:
-        for reply in await asyncio.gather(*(ask(pool, f"t{i}/0") for i in range(40))):
+        told = {f"t{i}/0": [] for i in range(40)}
+        for name, reply in zip(
+            told, await asyncio.gather(*(ask(pool, name, on_delta=told[name].extend) for name in told)), strict=True
+        ):
             check(reply)
+            assert tuple(told[name]) == reply.ids
         assert sum(len(server.requests) for server in servers) > 40
         assert all(member.in_flight == 0 for member in pool.members)
 
@@ -113,8 +128,35 @@ async def test_a_restarted_server_is_brought_up_to_date_before_it_is_used(tmp_pa
         for i in range(4):
             reply = await ask(pool, f"t{i}/0")
             assert reply.versions == (VersionSpan(version=5, start=0, end=len(reply.ids)),)
-        await until(lambda: servers[0].weight_version == "5")
+        await until(lambda: servers[0].weight_version == NAME(5))
         await until(lambda: [member.state for member in pool.members] == ["used", "used"])
+
+
+@pytest.mark.parametrize("path", [None, "/update_weights_from_disk", "/continue_generation"])
+async def test_the_only_server_is_down_just_when_weights_are_sent(path, tmp_path):
+    async with stubs(1, capacity=SLOW) as (server,), pool_over([server], directory=tmp_path) as pool:
+        client = pool.members[0].server.client
+        post, told = client.post, []
+
+        async def falling(where, *args, **options):
+            if where == path:
+                client.post = post
+                server.kill()
+            return await post(where, *args, **options)
+
+        client.post = falling
+        if path is None:
+            server.kill()
+        pushing = asyncio.create_task(push(pool, torch.ones(2), 5))
+        await until(lambda: not server.alive)
+        asking = asyncio.create_task(ask(pool, on_delta=told.extend))
+        await asyncio.sleep(0.1)
+        await server.restart()
+        await pushing
+        reply = await asking
+        check(reply)
+        assert tuple(told) == reply.ids
+        assert (server.weight_version, reply.versions[-1].version, pool.info.weight_version) == (NAME(5), 5, 5)
 
 
 async def test_a_server_that_refuses_weights_is_not_used_under_their_name(tmp_path):
@@ -132,7 +174,7 @@ async def test_a_server_that_refuses_weights_is_not_used_under_their_name(tmp_pa
         await pool.update([("w", torch.zeros(2))], 2)
         await pool.resume()
         assert [member.state for member in pool.members] == ["used", "used"]
-        assert [server.weight_version for server in servers] == ["2", "2"]
+        assert [server.weight_version for server in servers] == [NAME(2)] * 2
 
 
 async def test_an_agent_answers_while_servers_die():

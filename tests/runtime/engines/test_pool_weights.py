@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from itertools import pairwise
 
 import pytest
@@ -245,18 +246,222 @@ async def test_nobody_is_let_in_while_weights_change():
     await pool.aclose()
 
 
-async def test_a_pause_waits_for_the_only_server_to_come_back():
+# ---- no server is there
+
+
+@pytest.mark.parametrize("down_at", ["before", "pause", "update", "resume"])
+async def test_an_update_waits_for_the_only_server_to_come_back(down_at):
     server = FakeServer("a")
     pool = await opened(server)
+    notices = []
+    pool.notify(notices.append)
     await push(pool, 1)
-    await server.kill()
-    await until(lambda: states(pool) == ["away"])
+
+    def fall(what):
+        act = getattr(server, what)
+
+        async def falling(*args):
+            setattr(server, what, act)
+            await server.kill()
+            await act(*args)
+
+        setattr(server, what, falling)
+
+    if down_at == "before":
+        await server.kill()
+        await until(lambda: states(pool) == ["away"])
+    else:
+        fall(down_at)
     pushing = asyncio.create_task(push(pool, 2))
+    await until(lambda: states(pool) == ["away"] and not server.up)
+    asking = asyncio.create_task(pool.generate(PROMPT, PARAMS, request_id="r"))
     await asyncio.sleep(0.02)
     server.restart()
     await pushing
-    assert [version for version, _ in server.weights] == [1, 1, 2]
+    reply = await asking
+    assert reply.versions == (VersionSpan(version=2, start=0, end=len(TEXT) + 1),)
+    assert (states(pool), pool.info.weight_version, server._running.is_set()) == (["used"], 2, True)
+    assert [version for version, _ in server.weights] == ([1, 2, 2] if down_at == "resume" else [1, 2])
+    waited = [] if down_at == "resume" else ["update to version 2 waits up to 5 s for a server to come back: a: "]
+    assert [notice[: len(waited[0])] for notice in notices] == waited
+    await pool.aclose()
+
+
+async def test_the_wait_for_a_server_is_bounded_and_ends_with_the_pool():
+    server = FakeServer("a")
+    pool = await opened(server, give_up_s=0.05)
+    await server.kill()
+    with pytest.raises(
+        WeightSyncError, match=r"update to version 1: no server of the pool was there to take it for 0\.05 s.*cannot be"
+    ):
+        await push(pool, 1)
+    server.restart()
+    await until(lambda: states(pool) == ["used"])  # as it was: nothing was sent
+    await push(pool, 2)
     assert (states(pool), pool.info.weight_version) == (["used"], 2)
+    await pool.aclose()
+
+    server = FakeServer("a")
+    pool = await opened(server, give_up_s=60.0)
+    await server.kill()
+    pushing = asyncio.create_task(push(pool, 1))
+    await until(lambda: states(pool) == ["away"])
+    await pool.aclose()
+    with pytest.raises(WeightSyncError, match="the pool was closed"):
+        await pushing
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_server_that_stands_still_for_a_while_gets_them_afterwards():
+    server = FakeServer("a")
+    pool = await opened(server, control_timeout_s=0.02, update_timeout_s=0.02, probe_timeout_s=0.02)
+    pause, going = server.pause, asyncio.Event()
+
+    async def stand_still(*args):
+        await going.wait()
+        await pause(*args)
+
+    server.pause = stand_still
+    pushing = asyncio.create_task(push(pool, 1))
+    await until(lambda: "pause: not done within 0.02 s" in pool.members[0].why)
+    going.set()
+    await pushing
+    assert (states(pool), pool.info.weight_version, server._running.is_set()) == (["used"], 1, True)
+    await pool.aclose()
+
+
+async def test_weights_that_went_by_are_not_sent_again():
+    class Falling(FakeServer):
+        async def update(self, weights, version):
+            list(weights)
+            await self.kill()
+            self._answer()
+
+    pool = await opened(Falling("a"), keep_weights=False)
+    with pytest.raises(WeightSyncError, match="no server lived through it"):
+        await push(pool, 1, iter([("w", 1.0)]))
+    await pool.aclose()
+
+
+async def test_who_does_not_pause_finds_a_server_that_came_back_running():
+    server = FakeServer("a")
+    pool = await opened(server)
+    await server.kill()
+    await until(lambda: states(pool) == ["away"])
+    updating = asyncio.create_task(pool.update([("w", 1.0)], 1))
+    server.restart()
+    await updating
+    assert said(await pool.generate(PROMPT, PARAMS, request_id="r")) == TEXT
+    await pool.aclose()
+
+
+# ---- what else may happen to an update
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_weights_are_gathered_beside_the_loop_and_to_the_end_though_nobody_waits(keep):
+    gathered, going = [], threading.Event()
+
+    def weights():
+        for name in "ab":
+            going.wait(5)
+            gathered.append(threading.get_ident())
+            yield name, 1.0
+
+    pool = await opened(FakeServer("a"), FakeServer("b"), keep_weights=keep)
+    updating = asyncio.create_task(pool.update(weights(), 1))
+    await asyncio.sleep(0.02)
+    updating.cancel()
+    await asyncio.sleep(0.02)
+    assert not updating.done()
+    going.set()
+    await asyncio.gather(updating, return_exceptions=True)
+    assert len(gathered) == 2
+    assert threading.get_ident() not in gathered
+    assert (states(pool), pool.info.weight_version) == (["used", "used"], 0)
+    await pool.aclose()
+
+
+async def test_a_server_that_failed_an_update_gets_nothing_while_others_still_take_it():
+    good, bad = FakeServer("good"), FakeServer("bad")
+    pool = await opened(good, bad, probe_every_s=60.0)
+    bad.broken.add("update")
+    going, take = asyncio.Event(), good.update
+
+    async def slow(weights, version):
+        await going.wait()
+        await take(weights, version)
+
+    good.update = slow
+    pushing = asyncio.create_task(push(pool, 1))
+    await until(lambda: "update" in bad.calls)
+    await until(lambda: states(pool) == ["used", "away"])
+    asking = asyncio.create_task(pool.generate(PROMPT, PARAMS, request_id="r"))
+    await until(lambda: good.live)
+    going.set()
+    await pushing
+    assert said(await asking) == TEXT
+    assert not bad.requests
+    await pool.aclose()
+
+
+async def test_nobody_is_used_after_an_update_that_was_cancelled_until_the_next():
+    done, hanging = FakeServer("done"), FakeServer("hanging")
+    pool = await opened(done, hanging)
+    await push(pool, 1)
+
+    async def hang(weights, version):
+        await asyncio.Event().wait()
+
+    hanging.update, take = hang, hanging.update
+    pushing = asyncio.create_task(push(pool, 2))
+    await until(lambda: done.weights[-1][0] == 2)
+    asking = asyncio.create_task(pool.generate(PROMPT, PARAMS, request_id="r"))
+    pushing.cancel()
+    await asyncio.gather(pushing, return_exceptions=True)
+    await until(lambda: states(pool) == ["stale", "stale"])
+    hanging.update = take
+    assert pool.info.weight_version == 1
+    await push(pool, 3)
+    assert {span.version for span in (await asking).versions} == {3}
+    await pool.aclose()
+
+
+async def test_a_server_that_hangs_as_it_comes_back_holds_no_other_up():
+    a, b = FakeServer("a"), FakeServer("b")
+    pool = await opened(a, b)
+    await push(pool, 1)
+
+    async def hang(weights, version):
+        await asyncio.Event().wait()
+
+    a.update = hang
+    await a.kill()
+    await b.kill()
+    await until(lambda: states(pool) == ["away", "away"])
+    a.restart()
+    await until(lambda: "pause" in a.calls[-1:])
+    b.restart()
+    await until(lambda: pool.members[1].state == "used")
+    asked = asyncio.create_task(pool.aclose())
+    await asked
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_weights_that_somebody_else_sent_are_noticed(lost):
+    server = FakeServer("a")
+    pool = await opened(server, probe_every_s=60.0)
+    await push(pool, 2)
+    server._weight_version = 9  # another run's
+    if lost:
+        server.errors.append(4)
+    asking = asyncio.create_task(pool.generate(PROMPT, PARAMS, request_id="r"))
+    await until(lambda: states(pool) == ["away"])
+    assert "version 9, which this pool never sent it: somebody else" in pool.members[0].why
+    await pool._health.let_in(pool.members[0], pool._admit)
+    reply = await asking
+    assert (said(reply), reply.versions) == (TEXT, (VersionSpan(version=2, start=0, end=len(TEXT) + 1),))
     await pool.aclose()
 
 
@@ -278,6 +483,27 @@ async def test_a_server_that_hangs_while_it_is_brought_up_to_date_holds_no_updat
     async with asyncio.timeout(5):
         await push(pool, 2)
     assert (states(pool)[0], pool.info.weight_version) == ("used", 2)
+    await pool.aclose()
+
+
+async def test_a_pool_that_sends_no_weights_lets_somebody_else_train():
+    servers = [FakeServer(name, weight_version=1) for name in "ab"]
+    pool = await opened(*servers)
+    for version in (5, 7):
+        for server in servers:
+            server._weight_version = version
+        reply = await pool.generate(PROMPT, PARAMS, request_id="r")
+        assert reply.versions == (VersionSpan(version=version, start=0, end=len(TEXT) + 1),)
+        await servers[0].kill()
+        await until(lambda: states(pool) == ["away", "used"])
+        servers[0].restart()
+        servers[0]._weight_version = version
+        await until(lambda: states(pool) == ["used", "used"])
+        assert pool.info.weight_version == version
+    await servers[0].kill()
+    await until(lambda: states(pool) == ["away", "used"])
+    servers[0].restart()
+    await until(lambda: states(pool) == ["stale", "used"])  # with the weights from before
     await pool.aclose()
 
 

@@ -14,11 +14,13 @@ from icrl.runtime.engines.address import connect, is_address, name_of
 from icrl.runtime.engines.pool import PoolConfig
 from icrl.runtime.engines.sglang.config import SGLangConfig
 from icrl.runtime.engines.sglang.router import RouterClient
+from icrl.runtime.engines.sglang.versions import UNTOUCHED, Versions
 from icrl.testing import ByteTokenizer, Capacity, SGLangStub
 from icrl.trajectory import VersionSpan
 from icrl.types import SamplingParams
 
 PROMPT = tuple(b"prompt:")
+NAME = Versions(UNTOUCHED).name
 TEXT = "The quick brown fox jumps over the lazy dog. " * 3
 QUICK = PoolConfig(give_up_s=10.0, first_wait_s=0.005, longest_wait_s=0.05, probe_every_s=0.05)
 
@@ -32,16 +34,20 @@ class Router:
 
     def __init__(self, stubs):
         self.urls = [stub.address for stub in stubs]
+        self.down = set()
         self.turns = 0
         self.address = ""
 
     async def workers(self, request):
-        listed = [{"id": str(i), "url": url + "/", "is_healthy": True} for i, url in enumerate(self.urls)]
+        listed = [
+            {"id": str(i), "url": url + "/", "is_healthy": url not in self.down} for i, url in enumerate(self.urls)
+        ]
         return web.json_response({"workers": listed, "total": len(listed)})
 
     async def generate(self, request):
         self.turns += 1
-        url = self.urls[self.turns % len(self.urls)]
+        healthy = [url for url in self.urls if url not in self.down]
+        url = healthy[self.turns % len(healthy)]
         async with (
             aiohttp.ClientSession(auto_decompress=False) as session,
             session.post(f"{url}/generate", data=await request.read()) as reply,
@@ -98,7 +104,7 @@ async def test_requests_go_through_the_router_and_weights_to_every_server():
             assert bytes(reply.ids[:-1]).decode() == TEXT
         assert [len(stub.requests) for stub in stubs] == [3, 3]
         await push(pool, 3)
-        assert [stub.weight_version for stub in stubs] == ["3", "3"]
+        assert [stub.weight_version for stub in stubs] == [NAME(3)] * 2
         reply = await ask(pool)
         assert reply.versions == (VersionSpan(version=3, start=0, end=len(reply.ids)),)
         assert (await pool.probe()).running == 0
@@ -122,7 +128,24 @@ async def test_a_server_that_came_back_with_old_weights_is_not_used_under_a_new_
         await stubs[1].restart()
         for reply in await asyncio.gather(*(ask(pool, f"{i}") for i in range(4))):
             assert {span.version for span in reply.versions} == {2}
-        assert [stub.weight_version for stub in stubs] == ["2", "2"]
+        assert [stub.weight_version for stub in stubs] == [NAME(2)] * 2
+
+
+async def test_one_dead_server_stops_neither_requests_nor_weights():
+    async with routed() as (pool, router, stubs):
+        stubs[1].kill()
+        router.down.add(stubs[1].address)
+        for _ in range(4):
+            assert (await pool.probe()).running == 0
+        assert bytes((await ask(pool)).ids[:-1]).decode() == TEXT
+        assert pool.members[0].state == "used"
+        await push(pool, 3)
+        assert (await ask(pool)).versions[0].version == 3
+        await stubs[1].restart()
+        router.down.clear()
+        for reply in await asyncio.gather(*(ask(pool, f"{i}") for i in range(4))):
+            assert {span.version for span in reply.versions} == {3}
+        assert [stub.weight_version for stub in stubs] == [NAME(3)] * 2
 
 
 async def test_servers_whose_weights_differ_have_no_version():

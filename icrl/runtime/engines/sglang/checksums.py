@@ -67,8 +67,10 @@ class Checksums:
         """Compare with the server's hashes.
 
         Raises:
-            WeightSyncError: A hash differs, or is of a parameter that is laid out in a way unknown here.
+            WeightSyncError: A hash differs, is of a parameter that is laid out in a way unknown here, or there is none.
         """
+        if not server:
+            raise WeightSyncError("the server names no checksums, so nothing can be compared; use verify=False")
         unknown = [name for name in server if name not in self._sums]
         if unknown:
             raise WeightSyncError(

@@ -1,9 +1,9 @@
 """An SGLang server as an engine: ids in, ids with log-probabilities and weight versions out.
 
-A request costs the client about 225 µs of CPU (64 in flight, 900 ids of history, 300 new, 160 sampled; 255 with 7,000
-ids of history), of which about 60 are spelling, decoding and checking, and the rest aiohttp. Streamed in events of 256
-tokens it costs 40 more, in events of 64 twice as much, in events of 4 fourteen times as much: so replies are streamed
-where they may be long, or where somebody watches. `docs/sglang.md` has the table.
+A request costs the client about 155 µs of CPU (64 in flight, 900 ids of history, 300 new, 160 sampled; 195 with 7,000
+ids of history; a busy machine), of which 20 to 25 are HTTP. Streamed in events of 256 tokens it costs 40 more, in
+events of 64 nearly twice as much, in events of 4 eight times as much: so replies are streamed where they may be long,
+or where somebody watches. `docs/sglang.md` has the table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from icrl.errors import EngineError
-from icrl.runtime.engines.protocol import EngineInfo, EngineLoad, LostRequest, OnDelta, PauseMode
+from icrl.runtime.engines.adapter import AdapterMode
+from icrl.runtime.engines.meter import Meter
+from icrl.runtime.engines.protocol import FOREIGN, EngineInfo, EngineLoad, LostRequest, OnDelta, PauseMode
 from icrl.runtime.engines.sglang.aborts import Aborts
+from icrl.runtime.engines.sglang.adapters import ServerAdapters
 from icrl.runtime.engines.sglang.client import BrokenReply, Client
 from icrl.runtime.engines.sglang.config import SGLangConfig, TransportName
 from icrl.runtime.engines.sglang.connect import read_facts
@@ -27,8 +30,9 @@ from icrl.runtime.engines.sglang.loads import read_load
 from icrl.runtime.engines.sglang.prompts import Prompts
 from icrl.runtime.engines.sglang.sampling import body
 from icrl.runtime.engines.sglang.streaming import Arrived
-from icrl.runtime.engines.sglang.versions import Versions
-from icrl.runtime.engines.sglang.weights import ServerWeights
+from icrl.runtime.engines.sglang.usage import ServerUsage, UsageReader
+from icrl.runtime.engines.sglang.versions import MIXED, UNTOUCHED, Versions
+from icrl.runtime.engines.sglang.weights import INTERRUPTED, ServerWeights
 from icrl.runtime.engines.sglang.wire import check_tokens, decode, finish_reason, spans
 from icrl.tokenizer import Tokenizer
 from icrl.trajectory import Generation
@@ -36,8 +40,6 @@ from icrl.types import SamplingParams
 
 __all__ = ["SGLangEngine"]
 
-UNTOUCHED = "default"
-"""What a server calls its weights until the first update."""
 CAPABILITIES = frozenset({"logprobs", "abort", "prefix_cache", "weights", "deltas"})
 
 
@@ -51,6 +53,7 @@ class SGLangEngine:
         api_key: Sent as a bearer token.
         tokenizer: The model's; agents use it, and it tells the vocabulary's size where the model's files are not here.
         transport: How weights travel.
+        adapters: Whether updates bring whole weights, or a LoRA adapter each (`lora`), which requests then name.
         pause_mode: What becomes of running requests while weights change.
         flush: Drop cached keys and values at an update; without this, later requests reuse stale ones.
         verify: Compare checksums after an update.
@@ -71,6 +74,7 @@ class SGLangEngine:
         api_key: str | None = None,
         tokenizer: Tokenizer | None = None,
         transport: TransportName = "disk",
+        adapters: AdapterMode = "merged",
         pause_mode: PauseMode = "in_place",
         flush: bool = True,
         verify: bool = False,
@@ -80,6 +84,9 @@ class SGLangEngine:
         self.config = config or SGLangConfig()
         self.tokenizer = tokenizer
         self.client = address if isinstance(address, Client) else Client(address, api_key=api_key)
+        self.meter = Meter()
+        """Counts what is asked here, and for how long something is."""
+        self._usage = UsageReader()
         self._sync: Mapping[str, Any] = {
             "transport": transport,
             "pause_mode": pause_mode,
@@ -90,11 +97,14 @@ class SGLangEngine:
         self._aborts = Aborts(self._end_there, patience_s=self.config.abort_s)
         self._prompts = Prompts()
         self._live: dict[str, Live] = {}
+        self._paused_over: tuple[Live, ...] = ()
         self._closed = False
         self._connection = ""
         self._facts: ServerFacts | None = None
         self._weights: ServerWeights | None = None
-        self._versions = Versions("default")
+        self._adapters = ServerAdapters(self.client, directory=directory) if adapters == "lora" else None
+        self._versions = Versions(UNTOUCHED)
+        self._intrusion: str | None = None
         self._info: EngineInfo | None = None
 
     @property
@@ -117,8 +127,9 @@ class SGLangEngine:
         """
         if self._info is None:
             raise EngineError("not connected; call start() first", engine=self.client.address)
-        if self._weights is not None and self._info.weight_version != self._weights.version:
-            self._info = replace(self._info, weight_version=self._weights.version)
+        sink = self._adapters or self._weights
+        if sink is not None and self._info.weight_version != sink.version:
+            self._info = replace(self._info, weight_version=sink.version)
         return self._info
 
     async def start(self) -> None:
@@ -126,9 +137,11 @@ class SGLangEngine:
 
         Raises:
             EngineError: It cannot be reached, or it is no SGLang server of 0.5.19 or later.
-            ConfigError: The vocabulary's size cannot be known.
+            ConfigError: The vocabulary's size cannot be known, or it takes no adapters where they are to be sent.
         """
         facts = await read_facts(self.client, tokenizer=self.tokenizer, timeout_s=self.config.answer_s)
+        if self._adapters is not None:
+            await self._adapters.connect(facts)
         if self._facts is None:
             self._versions = Versions(facts.weight_version)
         # Keys and values of older weights may be cached there under names that this connection would use again.
@@ -136,12 +149,13 @@ class SGLangEngine:
         self._connection = secrets.token_hex(4) if updated and self._sync["flush"] else ""
         self._prompts = Prompts()  # what was checked against the bounds of a server that is no more
         self._facts = facts
-        await self._close_weights()
+        await self._reconsider(facts.weight_version)
+        self.meter.resume()
         self._info = EngineInfo(
             name=facts.address,
             vocab_size=facts.vocab_size,
             context_limit=facts.context_limit,
-            weight_version=self._versions.number(facts.weight_version),
+            weight_version=self._versions.found(facts.weight_version),
             capabilities=CAPABILITIES,
         )
 
@@ -160,7 +174,8 @@ class SGLangEngine:
         Requests of a session are spelled incrementally, and a shared prefix once; the server finds both by itself.
 
         Raises:
-            LostRequest: The reply broke off, or nothing came for `SGLangConfig.stall_s`.
+            LostRequest: The reply broke off, nothing came for `SGLangConfig.stall_s`, or somebody else gave the server
+                weights: then some of the partial's versions are `FOREIGN`, and its tokens should not be used.
             EngineError: The request is out of bounds, its id is in use, the server refuses or cannot be reached
                 (`retryable` says whether to try again), or its reply is malformed.
         """
@@ -169,20 +184,35 @@ class SGLangEngine:
         digits = self._prompts.spell(ids, info, session=session, shared_prefix=shared_prefix)
         room = info.context_limit - len(ids)
         chunk_tokens = self.config.events_of(min(params.max_tokens, room), watched=on_delta is not None)
-        live = Live(rid=unique_rid(request_id), prompt_tokens=len(ids), arrived=Arrived(engine=info.name))
-        payload = body(
-            digits,
-            params,
-            rid=live.rid,
-            room=room,
-            chunk_tokens=chunk_tokens,
-            deterministic=self.facts.deterministic,
-            cache_key=self._cache_key,
+        adapter = None if self._adapters is None else self._adapters.take()
+        live = Live(
+            rid=unique_rid(request_id), prompt_tokens=len(ids), arrived=Arrived(engine=info.name), adapter=adapter
         )
         self._live[request_id] = live
+        result: Generation | None = None
+        self.meter.enter()
         try:
-            return await self._converse(live, payload, params.stop, on_delta, streamed=chunk_tokens is not None)
+            payload = body(
+                digits,
+                params,
+                rid=live.rid,
+                room=room,
+                chunk_tokens=chunk_tokens,
+                deterministic=self.facts.deterministic,
+                cache_key=self._cache_key,
+                adapter=None if adapter is None else adapter.name,
+            )
+            result = await self._converse(live, payload, params.stop, on_delta, streamed=chunk_tokens is not None)
+            if (why := self._intruder(live, result)) is not None:
+                raise LostRequest(why, engine=info.name, partial=result)
+            return result
+        except LostRequest as lost:
+            result = lost.partial
+            raise
         finally:
+            self.meter.leave(result)
+            if self._adapters is not None and adapter is not None:
+                self._adapters.leave(adapter)
             live.done.set()
             del self._live[request_id]
 
@@ -199,20 +229,37 @@ class SGLangEngine:
             self._aborts.end(live)
         await self._aborts.finish()
         await self._close_weights()
+        if self._adapters is not None:
+            await self._adapters.aclose()
         await self.client.aclose()
 
     async def probe(self) -> EngineLoad:
         """Say how busy the server is.
 
         Raises:
-            EngineError: It does not serve: unreachable, starting, or shutting down.
+            EngineError: It does not serve: unreachable, starting, or shutting down; or it lost its adapter.
         """
+        if self._adapters is not None:
+            self._adapters.check()
         await self.client.get("/ping", timeout_s=self.config.answer_s)
         return read_load(await self.client.get("/v1/loads", timeout_s=self.config.answer_s), engine=self.client.address)
+
+    async def usage(self, *, timeout_s: float | None = None) -> tuple[ServerUsage, ...]:
+        """Read load and counters of the server, or of each that is behind a router; one that is away has none.
+
+        Args:
+            timeout_s: Seconds for each question; `SGLangConfig.answer_s` if not given.
+
+        Raises:
+            MissingExtraError: prometheus-client is not installed.
+        """
+        return await self._usage.read(self.client, timeout_s=timeout_s or self.config.answer_s)
 
     async def pause(self, mode: PauseMode | None = None) -> None:
         """Stop sampling, in the mode given at construction if not told; see `WeightSink.pause`."""
         await (await self._sink()).pause(mode)
+        self._paused_over = tuple(self._live.values())
+        self.meter.pause()
 
     async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
         """Replace the server's weights; see `WeightSink.update`.
@@ -220,11 +267,23 @@ class SGLangEngine:
         Raises:
             WeightSyncError: The server may hold other weights than the version says.
         """
-        await (await self._sink()).update(weights, version)
+        sink, older = await self._sink(), self.info.weight_version
+        try:
+            await sink.update(weights, version)
+        finally:
+            if isinstance(sink, ServerWeights) and not sink.cache_dropped:
+                newer = sink.version if sink.fault is None else self._versions.number(MIXED)
+                for live in self._paused_over if newer != older else ():
+                    live.crossings.append((older, newer))
 
     async def resume(self) -> None:
         """Sample again."""
         await (await self._sink()).resume()
+        self.meter.resume()
+
+    def weight_name(self, version: int) -> str:
+        """Return what the server is to call weights that are sent from here."""
+        return self._versions.name(version)
 
     async def _end_there(self, rid: str) -> None:
         await self.client.post("/abort_request", {"rid": rid}, timeout_s=self.config.abort_s)
@@ -243,11 +302,30 @@ class SGLangEngine:
         key = None if self._weights is None else self._weights.cache_key
         return f"{self._connection}/{key or ''}" if self._connection else key
 
-    async def _sink(self) -> ServerWeights:
+    async def _sink(self) -> ServerWeights | ServerAdapters:
         """Open the way for weights at first use; it reads the model's files, which agents that only run do not need."""
+        if self._adapters is not None:
+            return self._adapters
         if self._weights is None:
-            self._weights = await asyncio.to_thread(ServerWeights, self.client, self.facts, **self._sync)
+            self._weights = await self._open_weights()
         return self._weights
+
+    async def _open_weights(self) -> ServerWeights:
+        return await asyncio.to_thread(ServerWeights, self.client, self.facts, versions=self._versions, **self._sync)
+
+    async def _reconsider(self, name: str) -> None:
+        """Sample nothing until weights were sent, if it is not known what the server holds, or if others sent that.
+
+        Connecting again tells nothing about what a failed update from here has left there.
+        """
+        fault = None if self._weights is None or self._weights.fault == self._intrusion else self._weights.fault
+        await self._close_weights()
+        self._intrusion = INTERRUPTED if name == MIXED else None
+        if self._versions.intruded(name):
+            self._intrusion = f"somebody else gave it those that it calls {name!r}"
+        if self._adapters is None and (fault or self._intrusion):
+            self._weights = await self._open_weights()
+            self._weights.fault = fault or self._intrusion
 
     async def _close_weights(self) -> None:
         weights, self._weights = self._weights, None
@@ -267,15 +345,18 @@ class SGLangEngine:
             if broken or live.arrived.ids:
                 self._aborts.withdraw(live.rid)
             if live.aborted:
-                return live.partial(self._versions)
-            if not broken:
+                return live.partial(self._versions_of(live))
+            resumable = error.retryable and bool(live.arrived.ids)
+            if not broken and not resumable and not self._lost_adapter(live, error):
                 raise
-            partial_ = live.partial(self._versions)
-            raise LostRequest(error.message, engine=error.engine, partial=partial_, status=error.status) from error
+            partial_ = live.partial(self._versions_of(live))
+            status = error.status if broken else None
+            why = self._intruder(live, partial_) or error.message
+            raise LostRequest(why, engine=error.engine, partial=partial_, status=status) from error
         except TimeoutError:
             if not live.aborted:
                 raise
-            return live.partial(self._versions)
+            return live.partial(self._versions_of(live))
         except BaseException:
             self._aborts.withdraw(live.rid)
             raise
@@ -297,4 +378,21 @@ class SGLangEngine:
         arrived, engine = live.arrived, self.client.address
         reason = finish_reason(arrived.finish, stop, engine=engine)
         check_tokens(arrived.ids, self.facts.vocab_size, engine=engine)
-        return live.generation(reason, spans(arrived.meta, len(arrived.ids), self._versions, engine=engine))
+        return live.generation(reason, spans(arrived.meta, len(arrived.ids), self._versions_of(live), engine=engine))
+
+    def _intruder(self, live: Live, result: Generation) -> str | None:
+        """Say whose weights sampled a result, or some of it, if they were not sent from here."""
+        if all(span.version != FOREIGN for span in result.versions):
+            return None
+        versions, fault = self._versions_of(live), None if self._weights is None else self._weights.fault
+        name = next((name for name in live.arrived.names if versions.number(name) == FOREIGN), MIXED)
+        known = {UNTOUCHED: "though it has taken others from here: it was restarted", MIXED: fault or INTERRUPTED}
+        why = known.get(name, "which were not sent from here: somebody else gives it weights")
+        return f"samples under weights called {name!r}, {why}"
+
+    def _versions_of(self, live: Live) -> Versions:
+        """Return what translates the names of weights in a reply: with an adapter, all of it is the adapter's."""
+        return self._versions if live.adapter is None else live.adapter.versions
+
+    def _lost_adapter(self, live: Live, error: EngineError) -> bool:
+        return self._adapters is not None and live.adapter is not None and self._adapters.lost(live.adapter, error)

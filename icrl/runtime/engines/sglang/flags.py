@@ -11,12 +11,15 @@ from pathlib import Path
 
 from icrl.errors import ConfigError
 
-__all__ = ["CPU_POOL_TOKENS", "CPU_RUNNING", "LaunchConfig", "command", "secrets"]
+__all__ = ["CPU_POOL_TOKENS", "CPU_RUNNING", "LORA_TARGETS", "LaunchConfig", "command", "secrets"]
 
 CPU_POOL_TOKENS = 65_536
 """Tokens of the cache on a CPU, where the server would take half of the memory that it finds."""
 CPU_RUNNING = 128
 """Requests sampled at once on a CPU."""
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""Modules that adapters change, if not said otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,10 @@ class LaunchConfig:
     """Requests sampled at once; if not given, the server's choice on GPUs, and 128 on a CPU."""
     deterministic: bool = True
     """Sample the same whatever else is in the batch, at some cost in speed; on GPUs only, a CPU's attention cannot."""
+    lora_rank: int = 0
+    """Largest rank of LoRA adapters that it takes; 0 takes none."""
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    """Modules that these may change."""
     api_key: str | None = None
     """What clients must send; none if not given."""
     extra: tuple[str, ...] = ()
@@ -55,7 +62,8 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
             raise ConfigError(f"port: must be from 0 to 65535, not {self.port}")
-        for name, least in (("tp", 1), ("max_total_tokens", 1), ("max_running", 1), ("startup_s", 0), ("grace_s", 0)):
+        counts = (("tp", 1), ("max_total_tokens", 1), ("max_running", 1), ("lora_rank", 0))
+        for name, least in (*counts, ("startup_s", 0), ("grace_s", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}: must be >= {least}, not {value:g}")
@@ -110,8 +118,17 @@ def command(config: LaunchConfig, port: int, *, python: str, keys: Path | None =
         **({"--device": "cpu", "--attention-backend": "torch_native"} if config.cpu else {"--tp-size": config.tp}),
     }
     # An idle server would otherwise turn a processor's core around and around.
-    switches = ["--enable-metrics", "--sleep-on-idle"]
+    switches = ["--enable-metrics", "--sleep-on-idle", *_lora(config)]
     if config.deterministic and not config.cpu:
         switches.append("--enable-deterministic-inference")
     pairs: Sequence[str] = [word for name, value in flags.items() if value is not None for word in (name, str(value))]
     return [python, "-m", "sglang.launch_server", *pairs, *switches, *config.extra]
+
+
+def _lora(config: LaunchConfig) -> list[str]:
+    """Return what a server needs to take adapters; on a CPU, where its kernels for GPUs do not run, other ones."""
+    if not config.lora_rank:
+        return []
+    backend = ["--lora-backend", "torch_native"] if config.cpu else []
+    targets = ["--lora-target-modules", *config.lora_targets]
+    return ["--enable-lora", "--max-lora-rank", str(config.lora_rank), *targets, *backend]

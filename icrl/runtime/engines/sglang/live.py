@@ -8,8 +8,9 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from icrl.runtime.engines.sglang.adapters import LoadedAdapter
 from icrl.runtime.engines.sglang.streaming import Arrived
-from icrl.runtime.engines.sglang.versions import Versions
+from icrl.runtime.engines.sglang.versions import Versions, crossed
 from icrl.trajectory import FinishReason, Generation, VersionSpan
 
 __all__ = ["Live", "unique_rid"]
@@ -37,6 +38,10 @@ class Live:
     """Tokens of its prompt."""
     arrived: Arrived
     """What has come back."""
+    adapter: LoadedAdapter | None = None
+    """The LoRA adapter that it names, if any."""
+    crossings: list[tuple[int, int]] = field(default_factory=list)
+    """Older and newer version of every update that found it under way, and let it keep what the older computed."""
     started: float = field(default_factory=time.monotonic)
     """When it began, in seconds of the monotonic clock."""
     aborted: bool = False
@@ -57,6 +62,8 @@ class Live:
 
     def generation(self, reason: FinishReason, spans: tuple[VersionSpan, ...]) -> Generation:
         """Return what has arrived."""
+        for older, newer in self.crossings:
+            spans = crossed(spans, older, newer)
         return Generation(
             ids=tuple(self.arrived.ids),
             logprobs=tuple(self.arrived.logprobs),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from icrl.errors import WeightSyncError, nearest
 
-__all__ = ["Manifest", "check_fit", "find_checkpoint", "read_manifest"]
+__all__ = ["Manifest", "as_announced", "check_fit", "find_checkpoint", "read_manifest"]
 
 TIED = "lm_head.weight"
 """May be left out, or sent again, where the output layer is the embedding."""
@@ -119,6 +119,38 @@ def check_fit(given: Mapping[str, Any], manifest: Manifest) -> None:
     missing = [name for name in shapes if name not in given and name not in manifest.optional]
     if missing:
         raise WeightSyncError(f"no weight was given for {_some(missing)}")
+
+
+def as_announced(pieces: Iterable[tuple[str, Any]], layout: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Hand tensors on, detached, as long as they are those that were announced, each once.
+
+    A server takes some of the tensors for all of them, and calls the mixture by the new name.
+
+    Args:
+        pieces: Names and tensors.
+        layout: By name, anything with the `shape` of what is to come.
+
+    Raises:
+        WeightSyncError: Something else comes, or something is missing at the end.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> list(as_announced([], {"norm": SimpleNamespace(shape=(4,))}))
+        Traceback (most recent call last):
+        icrl.errors.WeightSyncError: no weight was given for 'norm'
+    """
+    missing = dict.fromkeys(layout)
+    for name, tensor in pieces:
+        if name not in missing:
+            raise WeightSyncError(f"{name}: was {'given twice' if name in layout else 'not announced'}")
+        if tuple(tensor.shape) != tuple(layout[name].shape):
+            raise WeightSyncError(f"{name}: shape {tuple(tensor.shape)}, announced as {tuple(layout[name].shape)}")
+        if tensor.is_meta:
+            raise WeightSyncError(f"{name}: has no values, it is on the meta device")
+        del missing[name]
+        yield name, tensor.detach()
+    if missing:
+        raise WeightSyncError(f"no weight was given for {_some(list(missing))}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -20,11 +20,16 @@ __all__ = ["RouterClient"]
 DISAGREED = "disagreed"
 """What the servers' weights are called where they are not the same."""
 
+OF_SOME = frozenset({"/ping", "/v1/loads"})
+"""What is asked of whoever is there: the router goes on without the others. What they sample when they are back says
+which weights they have."""
+
 _NOTHING: Mapping[str, Any] = {}
 
 
 class _Worker(msgspec.Struct):
     url: str
+    is_healthy: bool = True
 
 
 class _Workers(msgspec.Struct):
@@ -51,6 +56,11 @@ class RouterClient(Client):
         """Addresses of the servers, as the router listed them at the last connect."""
         return tuple(self._workers)
 
+    @property
+    def servers(self) -> tuple[Client, ...]:
+        """Connections to these servers; the router itself while none is known."""
+        return tuple(self._workers.values()) or (self,)
+
     async def get(self, path: str, *, timeout_s: float) -> bytes:
         """Read `path` from all servers, and make one answer of theirs.
 
@@ -59,7 +69,7 @@ class RouterClient(Client):
         """
         if path == "/server_info":  # the first question of whoever connects
             await self._list(timeout_s)
-        answers = await self._all(lambda worker: worker.get(path, timeout_s=timeout_s))
+        answers = await self._all(lambda worker: worker.get(path, timeout_s=timeout_s), some=path in OF_SOME)
         if path == "/v1/loads":
             return _joined(answers)
         return _agreed(answers) if path == "/model_info" else answers[0]
@@ -80,25 +90,32 @@ class RouterClient(Client):
         await asyncio.gather(*(worker.aclose() for worker in self._workers.values()))
 
     async def _list(self, timeout_s: float) -> None:
-        """Ask the router which servers it has."""
+        """Ask the router which servers it has that it sends requests to."""
         data = await super().get("/workers", timeout_s=timeout_s)
         try:
-            urls = [worker.url.rstrip("/") for worker in msgspec.json.decode(data, type=_Workers).workers]
+            workers = msgspec.json.decode(data, type=_Workers).workers
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise EngineError(f"/workers is not what sglang-router says: {error}", engine=self.address) from error
+        urls = [worker.url.rstrip("/") for worker in workers if worker.is_healthy]
         gone = [self._workers.pop(url) for url in (*self._workers,) if url not in urls]
         await asyncio.gather(*(worker.aclose() for worker in gone))
         for url in urls:
             self._workers.setdefault(url, Client(url, api_key=self._api_key))
 
-    async def _all(self, ask: Any) -> list[bytes]:
+    async def _all(self, ask: Any, *, some: bool = False) -> list[bytes]:
+        """Ask all servers; where `some` are enough, those that cannot be reached are passed over."""
         if not self._workers:
             raise EngineError("the router has no servers yet", engine=self.address, status=503, retryable=True)
         answers = await asyncio.gather(*map(ask, self._workers.values()), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [answer for answer in answers if isinstance(answer, bytes)]
+        said = [answer for answer in answers if isinstance(answer, bytes)]
+        for error in answers:
+            if isinstance(error, BaseException) and not (some and said and _away(error)):
+                raise error
+        return said
+
+
+def _away(error: BaseException) -> bool:
+    return isinstance(error, EngineError) and error.retryable and error.status is None
 
 
 def _joined(answers: Sequence[bytes]) -> bytes:

@@ -32,6 +32,7 @@ def body(
     chunk_tokens: int | None = None,
     deterministic: bool = False,
     cache_key: str | None = None,
+    adapter: str | None = None,
 ) -> bytes:
     """Return the body of a `/generate` request.
 
@@ -43,6 +44,7 @@ def body(
         chunk_tokens: Asks for a streamed reply in events of so many tokens.
         deterministic: Whether the server samples by seed.
         cache_key: Keys and values are shared with requests of the same key only.
+        adapter: Name of the LoRA adapter to sample with.
 
     Example:
         >>> import json
@@ -60,6 +62,7 @@ def body(
         seed,
         chunk_tokens,
         cache_key,
+        adapter,
     )
     return b"".join((b'{"rid":', _encode(rid), b',"input_ids":[', digits, tail))
 
@@ -74,6 +77,7 @@ def _tail(
     seed: int | None,
     chunk_tokens: int | None,
     cache_key: str | None,
+    adapter: str | None,
 ) -> bytes:
     """Return everything behind the prompt's ids."""
     sampling: dict[str, Any] = {
@@ -92,4 +96,6 @@ def _tail(
     rest: dict[str, Any] = {"return_logprob": True, "stream": chunk_tokens is not None, "sampling_params": sampling}
     if cache_key is not None:
         rest["extra_key"] = cache_key
+    if adapter is not None:
+        rest["lora_path"] = adapter
     return b"]," + _encode(rest)[1:]

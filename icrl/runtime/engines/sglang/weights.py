@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,14 +14,21 @@ from icrl.errors import EngineError, WeightSyncError
 from icrl.runtime.engines.protocol import PauseMode
 from icrl.runtime.engines.sglang.client import Client
 from icrl.runtime.engines.sglang.facts import ServerFacts
-from icrl.runtime.engines.sglang.manifest import Manifest, check_fit, find_checkpoint, read_manifest
-from icrl.runtime.engines.sglang.versions import Versions
+from icrl.runtime.engines.sglang.manifest import (
+    Manifest,
+    as_announced,
+    check_fit,
+    find_checkpoint,
+    read_manifest,
+)
+from icrl.runtime.engines.sglang.versions import MIXED, Versions
+from icrl.runtime.engines.uncancelled import uncancelled
 
 if TYPE_CHECKING:
     from icrl.runtime.engines.sglang.checksums import Checksums
     from icrl.runtime.engines.sglang.transports import Transport
 
-__all__ = ["MIXED", "ServerWeights"]
+__all__ = ["INTERRUPTED", "MIXED", "ServerWeights"]
 
 CONTROL_S = 30.0
 """Deadline of a request that moves no weights."""
@@ -31,8 +39,14 @@ PAUSE_S = 60.0
 FLUSH_S = 5.0
 """How long a flush may wait for aborted requests to leave the server's batch."""
 
-MIXED = "mixed"
-"""What the server calls its weights after an update that failed half-way."""
+SETTLE_S = 5.0
+"""How long a cancelled pause waits for its answer: a pause that arrived after the resume would last."""
+
+RESUME_AGAIN_S = (0.1, 0.5)
+"""Before which a resume that went wrong is tried again."""
+
+INTERRUPTED = "an update of somebody else's failed half-way"
+"""Why those of a server that is called so at connect are not known."""
 
 
 class _Settings(msgspec.Struct):
@@ -77,6 +91,7 @@ class ServerWeights:
         verify: Compare the server's tensors with what was sent, by hash, after every update.
         directory: Where the `disk` transport writes; `None` is the system's directory for temporary files.
         timeout_s: Seconds that one load may take.
+        versions: Names the weights, and is told which were taken; by default, those of this connection.
     """
 
     def __init__(
@@ -90,6 +105,7 @@ class ServerWeights:
         verify: bool = False,
         directory: Path | None = None,
         timeout_s: float = 600.0,
+        versions: Versions | None = None,
     ) -> None:
         self._client = client
         self._facts = facts
@@ -97,18 +113,21 @@ class ServerWeights:
         self._mode = pause_mode
         self._flush = flush
         self._verify = verify
-        self._name = facts.weight_version
-        self._updates = 0
+        self._pauses = 0
+        self._token = secrets.token_hex(4)
         self._transport: Transport | None = None
         self._checkpoint: Path | None = None
         self._manifest: Manifest | None = None
         self._route: Mapping[str, Any] = {"transport": transport, "timeout_s": timeout_s, "directory": directory}
-        self.version = Versions(facts.weight_version).first
+        self._versions = versions or Versions(facts.weight_version)
+        self.version = self._versions.found(facts.weight_version)
         """Version of the weights that the server holds, unless there is a `fault`."""
-        self.fault: str | None = None
+        self.fault: str | None = INTERRUPTED if facts.weight_version == MIXED else None
         """Why it is not known which weights the server holds; `None` while it is."""
         self.cache_key: str | None = None
         """What requests must send as `extra_key`, so that they find no keys and values of older weights."""
+        self.cache_dropped = True
+        """Whether the last update freed all keys and values; if not, requests that it found may go on with old ones."""
 
     async def pause(self, mode: PauseMode | None = None) -> None:
         """Stop sampling.
@@ -120,16 +139,18 @@ class ServerWeights:
         Raises:
             WeightSyncError: The server refused or did not answer.
         """
-        if self._flush:
-            # Requests that are sent from now on start after the update; running ones keep the key they came with,
-            # under which the server files their stale keys and values even after a flush.
-            self._updates += 1
-            self.cache_key = f"icrl-{self._name}-{self._updates}"
         self._mode = mode or self._pause_mode
+        asked = self._client.post("/pause_generation", {"mode": self._mode}, timeout_s=PAUSE_S)
         try:
-            await self._client.post("/pause_generation", {"mode": self._mode}, timeout_s=PAUSE_S)
+            await uncancelled(asked, patience_s=SETTLE_S)
         except EngineError as error:
             raise WeightSyncError(f"the server cannot be paused; {self._holds()}: {error}") from error
+        if self._flush:
+            # The server lets nobody in now, so what is sent from here on starts after the update. (Under a key that
+            # is sent any earlier, keys and values of the old weights would be filed.) Running requests keep the key
+            # they came with, under which the server files their stale keys and values even after a flush.
+            self._pauses += 1
+            self.cache_key = f"icrl-{self._token}-{self._pauses}"
 
     async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
         """Replace the weights.
@@ -137,32 +158,30 @@ class ServerWeights:
         Args:
             weights: Names and whole tensors; where it has a `layout` (tensors or the like by name), it is consumed as
                 a stream, else it is collected first.
-            version: Their number; the server is told it as a string.
+            version: Their number; the server is told it with the token of this process.
 
         Raises:
             WeightSyncError: The weights do not fit, nothing was changed; or the server refused or did not answer.
                 The message says what it holds now.
         """
         try:
-            layout: Mapping[str, Any] | None = getattr(weights, "layout", None)
-            if layout is None:
-                layout = dict(weights)
-                weights = layout.items()
-            await self._check(layout)
+            layout, pieces = _announced(weights)
+            manifest = await self._fitting(layout)
             transport = await self._opened()
             before = await self._server_checksums() if self._verify else None
-        except (EngineError, WeightSyncError) as error:
+        except Exception as error:
             raise WeightSyncError(f"version {version} was not sent; {self._holds()}: {error}") from error
-        transport.link.touched = False
+        transport.link.touched = self.cache_dropped = False
         try:
-            await self._replace(transport, ((key, tensor.detach()) for key, tensor in weights), str(version))
+            await self._replace(transport, as_announced(pieces, layout), self._versions.name(version))
         except BaseException as error:
-            if transport.link.touched and not await self._unchanged(before):
-                self.fault = f"version {version} was sent after {self.version} and it is not known what was loaded"
+            if transport.link.touched:
+                await self._doubt(version, before if isinstance(error, Exception) else None)
             if not isinstance(error, Exception):
                 raise
             raise WeightSyncError(f"the update to version {version} failed; {self._holds()}: {error}") from error
-        self.version, self._name, self.fault = version, str(version), None
+        self._versions.took(version)
+        self.version, self._manifest, self.fault = version, manifest, None
 
     async def resume(self) -> None:
         """Sample again. Where the weights are not known, running requests are given back as aborted first.
@@ -170,20 +189,42 @@ class ServerWeights:
         Raises:
             WeightSyncError: The server refused or did not answer; it may still be paused.
         """
+        unnamed: EngineError | None = None
         try:
             if self.fault is not None:
                 payload = {"new_version": MIXED, "abort_all_requests": True}
                 await self._client.post("/update_weight_version", payload, timeout_s=CONTROL_S)
+        except EngineError as error:
+            unnamed = error
         finally:
-            try:
-                await self._client.post("/continue_generation", timeout_s=CONTROL_S)
-            except EngineError as error:
-                raise WeightSyncError(f"the server may still be paused; {self._holds()}: {error}") from error
+            await self._continue()
+        if unnamed is not None:
+            raise WeightSyncError(f"the server's weights cannot be named; {self._holds()}: {unnamed}") from unnamed
 
     async def aclose(self) -> None:
         """Leave the process group, if there is one."""
         if self._transport is not None:
             await self._transport.aclose()
+
+    async def _continue(self) -> None:
+        for pause_s in (*RESUME_AGAIN_S, None):
+            try:
+                await self._client.post("/continue_generation", timeout_s=CONTROL_S)
+            except EngineError as error:
+                if pause_s is None or not error.retryable:
+                    raise WeightSyncError(f"the server may still be paused; {self._holds()}: {error}") from error
+                await asyncio.sleep(pause_s)
+            else:
+                return
+
+    async def _doubt(self, version: int, before: dict[str, str] | None) -> None:
+        """Know no more which weights the server holds, unless its checksums show that they are those from before."""
+        known, self.fault = (
+            self.fault,
+            f"version {version} was sent after {self.version} and it is not known what was loaded",
+        )
+        if known is None and before is not None and await self._still(before):
+            self.fault = None
 
     def _holds(self) -> str:
         """Say what is known about the server's weights."""
@@ -192,17 +233,23 @@ class ServerWeights:
             return f"{where} keeps version {self.version}"
         return f"what {where} holds is not known ({self.fault}); send the weights again, or restart it"
 
-    async def _check(self, layout: Mapping[str, Any]) -> None:
-        """Compare with the model's tensors, or where those cannot be read, with those of the last update."""
+    async def _fitting(self, layout: Mapping[str, Any]) -> Manifest:
+        """Compare with the model's tensors, or where those cannot be read, with those of the last update.
+
+        Returns:
+            What the next update has to fit once this one has succeeded.
+        """
+        if not layout:
+            raise WeightSyncError("no weights were given")
+        for name, tensor in layout.items():
+            if not tensor.dtype.is_floating_point:
+                raise WeightSyncError(f"{name}: {tensor.dtype} is not a floating type")
         if self._manifest is None:
             await asyncio.to_thread(self._read_checkpoint)
         if self._manifest is not None:
             check_fit(layout, self._manifest)
-        else:
-            self._manifest = Manifest(shapes={name: tuple(tensor.shape) for name, tensor in layout.items()})
-        for name, tensor in layout.items():
-            if not tensor.dtype.is_floating_point:
-                raise WeightSyncError(f"{name}: {tensor.dtype} is not a floating type")
+            return self._manifest
+        return Manifest(shapes={name: tuple(tensor.shape) for name, tensor in layout.items()})
 
     def _read_checkpoint(self) -> None:
         self._checkpoint = find_checkpoint(self._facts.model_path, self._facts.tokenizer_path)
@@ -229,9 +276,9 @@ class ServerWeights:
         sums = self._checksums()
         stream = pieces if sums is None else sums.watch(pieces)
         bracketed = transport.bracketed and self._facts.brackets_updates
-        if bracketed:
-            await self._begin()
         try:
+            if bracketed:
+                await self._begin()
             await transport.send(stream, name)
         except BaseException:
             if bracketed:
@@ -239,8 +286,7 @@ class ServerWeights:
             raise
         if bracketed:
             await self._client.post("/end_weight_update", timeout_s=CONTROL_S)
-        if self._flush:
-            await self._drop_cache()
+        self.cache_dropped = self._flush and await self._drop_cache()
         await self._confirm(name)
         if sums is not None:
             sums.compare(await self._server_checksums())
@@ -267,7 +313,7 @@ class ServerWeights:
         except EngineError:
             return
 
-    async def _drop_cache(self) -> None:
+    async def _drop_cache(self) -> bool:
         """Free what older weights computed; a server with requests paused in place refuses: `cache_key` protects."""
         # With a timeout a server waits until no request is left, so retracted ones would be waited for in vain.
         for path in ("/flush_cache", f"/flush_cache?timeout={FLUSH_S}")[: 2 if self._mode == "abort" else 1]:
@@ -277,7 +323,8 @@ class ServerWeights:
                 if error.status != 400:
                     raise
             else:
-                return
+                return True
+        return False
 
     async def _confirm(self, name: str) -> None:
         data = await self._client.get("/model_info", timeout_s=CONTROL_S)
@@ -285,13 +332,10 @@ class ServerWeights:
         if found != name:
             raise WeightSyncError(f"the server calls its weights {found!r}, not {name!r}")
 
-    async def _unchanged(self, before: dict[str, str] | None) -> bool:
-        """Say whether the server still holds what it held before a failed update."""
-        if before is None or self.fault is not None:
-            return False
+    async def _still(self, before: dict[str, str]) -> bool:
         try:
             return await self._server_checksums() == before
-        except EngineError:
+        except (EngineError, WeightSyncError, msgspec.MsgspecError):
             return False
 
     async def _server_checksums(self) -> dict[str, str]:
@@ -300,3 +344,12 @@ class ServerWeights:
         if len(ranks) != 1:
             raise WeightSyncError(f"the server has {len(ranks)} ranks; verify=True can compare one only")
         return ranks[0].checksums
+
+
+def _announced(weights: Iterable[tuple[str, Any]]) -> tuple[Mapping[str, Any], Iterable[tuple[str, Any]]]:
+    """Return what will come, by name, and what comes; what does not say is collected first."""
+    layout: Mapping[str, Any] | None = getattr(weights, "layout", None)
+    if layout is None:
+        layout = dict(weights)
+        return layout, layout.items()
+    return layout, weights

@@ -241,6 +241,12 @@ def test_a_gpu_decides_itself_what_is_not_said():
     assert "--max-total-tokens 9 --max-running-requests 3" in words(max_total_tokens=9, max_running=3)
 
 
+def test_adapters_are_taken_where_they_have_a_rank():
+    lora = "--sleep-on-idle --enable-lora --max-lora-rank 8 --lora-target-modules q_proj v_proj"
+    assert words(lora_rank=8, lora_targets=("q_proj", "v_proj"), deterministic=False).endswith(lora)
+    assert words(lora_rank=8, cpu=True).endswith("o_proj --lora-backend torch_native")
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -91,3 +91,28 @@ for statement in ("import tritonclient", "import torchaudio2", "from sgl_kernel 
         print("unknown")
 """
     assert python(program, tmp_path).stdout == "unknown\n" * 3
+
+
+def test_memory_is_pinned_in_name_only_once_lora_for_cpus_is_loaded(tmp_path):
+    program = """
+import sys, torch
+def pinned():
+    try:
+        return [torch.tensor([1, 2], pin_memory=True, dtype=torch.int32).tolist(), torch.ones(1).pin_memory().tolist()]
+    except RuntimeError:
+        return "refused"
+print(pinned())
+for name in ("sglang.srt.lora.layers", "sglang.srt.lora.backend.torch_backend"):
+    for finder in [*sys.meta_path]:
+        if finder.__class__.__module__ == "sitecustomize":
+            assert finder.find_spec(name) is None
+    print(pinned())
+print(torch.zeros(2, pin_memory=True).tolist(), torch.empty((3,), pin_memory=True).shape, torch.zeros(1).is_pinned())
+"""
+    done = python(program, tmp_path)
+    assert done.stdout.splitlines() == [
+        "refused",
+        "refused",
+        "[[1, 2], [1.0]]",
+        "[0.0, 0.0] torch.Size([3]) False",
+    ], done.stderr

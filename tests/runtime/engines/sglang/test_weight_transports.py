@@ -1,22 +1,28 @@
 """What transports make of tensors, and what is compared before and after: without a server."""
 
+import asyncio
 import base64
 import hashlib
+import itertools
 import json
 import pickle
+import time
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from icrl.errors import WeightSyncError
+from icrl.errors import EngineError, WeightSyncError
 from icrl.runtime.engines.sglang.checksums import Checksums
 from icrl.runtime.engines.sglang.manifest import Manifest, check_fit, find_checkpoint, read_manifest
-from icrl.runtime.engines.sglang.transports.disk import write_checkpoint
-from icrl.runtime.engines.sglang.transports.group import _own_address
-from icrl.runtime.engines.sglang.transports.link import buckets, in_thread
+from icrl.runtime.engines.sglang.transports import group
+from icrl.runtime.engines.sglang.transports.disk import DiskTransport, write_checkpoint
+from icrl.runtime.engines.sglang.transports.group import GroupTransport, _own_address
+from icrl.runtime.engines.sglang.transports.link import Link, buckets, in_thread
 from icrl.runtime.engines.sglang.transports.tensor import _compact, _pickled
 from icrl.tiny import BASE_DIR
 
@@ -38,7 +44,6 @@ def test_no_tensors_make_no_bucket():
 
 
 async def test_a_cancelled_caller_waits_for_its_thread():
-    import asyncio
     import threading
 
     entered, leave, left = asyncio.Event(), threading.Event(), threading.Event()
@@ -89,6 +94,111 @@ def test_a_server_on_this_machine_finds_us_here():
     assert _own_address("http://127.0.0.1:9") == "127.0.0.1"
 
 
+class Peer:
+    """A server that meets us in a process group, in a thread of its own, and refuses what it is told to."""
+
+    address = "http://127.0.0.1:9"
+
+    def __init__(self, refuses):
+        self.refuses = refuses
+        self.groups = set()
+        self.asked = []
+        self.announced = asyncio.Event()
+
+    async def post(self, path, payload, *, timeout_s):
+        self.asked.append(path)
+        if path == self.refuses:
+            raise EngineError("no", engine=self.address)
+        if path == "/init_weights_update_group":
+            self.group = await asyncio.to_thread(self.join, payload)
+            self.groups.add(payload["group_name"])
+        elif path == "/destroy_weights_update_group":
+            self.groups.discard(payload["group_name"])
+            self.group = None
+        elif path == "/update_weights_from_distributed":
+            self.received = asyncio.ensure_future(asyncio.to_thread(self.receive, payload["shapes"]))
+            self.announced.set()
+            await asyncio.shield(self.received)
+        return b""
+
+    def receive(self, shapes):
+        """Wait for tensors as a server's scheduler does; say whether they came."""
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        try:
+            for shape in shapes:
+                self.group.broadcast([torch.empty(shape)], options).wait(timedelta(seconds=5))
+        except RuntimeError as error:
+            return "onnection closed" not in str(error)
+        return True
+
+    @staticmethod
+    def join(payload):
+        store = dist.TCPStore(payload["master_address"], payload["master_port"], 2, is_master=False)
+        name = payload["group_name"]
+        for prefix in (name, f"{name}/", "cpu/"):  # ours, and torch's two
+            store = dist.PrefixStore(prefix, store)
+        return dist.ProcessGroupGloo(store, 1, 2, timedelta(seconds=5))
+
+
+@pytest.mark.parametrize("refuses", ["/init_weights_update_group", "/update_weights_from_distributed"])
+async def test_a_meeting_that_the_server_refuses_leaves_no_thread_and_no_group(refuses):
+    """A thread that reads the trainer's tensors for another ten minutes would keep the program from ending, too."""
+    peer = Peer(refuses)
+    transport = GroupTransport(Link(client=peer, transport="distributed", timeout_s=30, ranks=1, device="cpu"))
+    before = {*torch.distributed.distributed_c10d._world.pg_map}
+    with pytest.raises(EngineError, match="no"):
+        await transport.send(iter(tensors(10**6)), "1")
+    await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
+    assert {*torch.distributed.distributed_c10d._world.pg_map} == before
+    await transport.aclose()
+    assert peer.groups == set()
+    assert peer.asked[-1] == "/destroy_weights_update_group"
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["fails here", "is cancelled"])
+async def test_a_server_never_waits_for_tensors_that_do_not_come(monkeypatch, fails):
+    """It would neither go on nor answer; a group that nobody has left ends with the program only."""
+    peer = Peer(None)
+    transport = GroupTransport(Link(client=peer, transport="distributed", timeout_s=30, ranks=1, device="cpu"))
+    await transport.send(iter(tensors(4)), "1")
+    peer.announced.clear()
+    if fails:
+        monkeypatch.setattr(group, "_broadcast", lambda *_: [][0])
+    task = asyncio.create_task(transport.send(iter(tensors(4)), "2"))
+    await peer.announced.wait()
+    if not fails:
+        task.cancel()
+    with pytest.raises(IndexError if fails else asyncio.CancelledError) as kept:
+        await task
+    assert await asyncio.wait_for(peer.received, 3) is not fails
+    del kept  # until here, with all of its frames
+    await transport.aclose()
+
+
+async def test_a_cancelled_update_from_disk_stops_writing_and_leaves_nothing(tmp_path):
+    entered, written = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def endless():
+        for index in itertools.count():
+            written.append(index)
+            loop.call_soon_threadsafe(entered.set)
+            time.sleep(0.001)
+            yield f"t{index}", torch.zeros(4)
+
+    transport = DiskTransport(Link(client=None, transport="disk", timeout_s=60, directory=tmp_path))
+    task = asyncio.create_task(transport.send(endless(), "1"))
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    count = len(written)
+    assert list(tmp_path.iterdir()) == []
+    await asyncio.sleep(0.02)
+    assert len(written) == count
+
+
 def sha(*parts, dtype=torch.float32):
     data = b"".join(part.to(dtype).contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
     return hashlib.sha256(data).digest()[:8].hex()
@@ -116,6 +226,8 @@ def test_fused_and_padded_parameters_are_compared_in_the_servers_precision(dtype
     sums.compare(server)
     with pytest.raises(WeightSyncError, match=r"gate_up_proj\.weight is not what was sent \(1 of 3"):
         sums.compare(server | {"l.mlp.gate_up_proj.weight": sha(up, gate, dtype=dtype)})
+    with pytest.raises(WeightSyncError, match="names no checksums"):
+        sums.compare({})
     with pytest.raises(WeightSyncError, match=r"experts\.w13 .* none of the tensors"):
         sums.compare({"experts.w13": "0"})
 

@@ -3,7 +3,7 @@
 """Lets SGLang's wheel be imported where there is no GPU; Python runs this file when it starts.
 
 icrl puts this directory on the path of the servers that it starts with `--cpu`, and of nothing else. No code of SGLang
-is changed. Two things are missing there:
+is changed. Three things are missing there:
 
 Packages for GPUs. SGLang's modules import triton and torchaudio at their top, to define kernels and to read sound.
 Nothing on a CPU runs either, so where they are not installed their names exist: kernels can be *defined*. Running
@@ -12,6 +12,9 @@ one raises, and so does every other call, so that no result can come from here. 
 Two operators of torchvision. Its wheel is compiled for CUDA, and its library does not load into a torch without; then
 its Python part fails, because it registers gradients and shapes for operators that nobody declared. They are declared
 here. They have no implementation; calling one raises torch's own error. A torchvision whose library loads has its own.
+
+Pinned memory, which makes copies to a GPU faster. SGLang's LoRA asks for it always, and torch refuses where there is no
+GPU. Once its LoRA for CPUs is loaded, memory that was to be pinned is ordinary memory.
 """
 
 from __future__ import annotations
@@ -132,5 +135,31 @@ class _TorchvisionFinder(MetaPathFinder):
         _KEPT.append(library)
 
 
+class _PinnedFinder(MetaPathFinder):
+    """Asked first: lets memory be pinned, in name only, from when SGLang's LoRA for CPUs is loaded."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname == "sglang.srt.lora.backend.torch_backend":
+            sys.meta_path.remove(self)
+            self._allow()
+        return None
+
+    def _allow(self) -> None:
+        import torch
+
+        if torch.accelerator.is_available():
+            return
+
+        def unpinned(make: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *arguments, pin_memory=False, **options: make(*arguments, **options)
+
+        for name in ("tensor", "empty", "zeros"):
+            setattr(torch, name, unpinned(getattr(torch, name)))
+        torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
+
+
+sys.meta_path.insert(0, _PinnedFinder())
 sys.meta_path.insert(0, _TorchvisionFinder())
 sys.meta_path.append(_AbsentFinder())

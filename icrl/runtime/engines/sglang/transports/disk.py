@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from icrl.runtime.engines.sglang.transports.link import Link, Piece, buckets, in_thread
+from icrl.runtime.engines.uncancelled import uncancelled
 
 __all__ = ["DiskTransport", "write_checkpoint"]
 
@@ -25,23 +28,26 @@ class DiskTransport:
         self.link = link
 
     async def send(self, pieces: Iterator[Piece], version: str) -> None:
-        """Write a directory, have it loaded, and remove it, whatever happens.
+        """Write a directory, have it loaded, and remove it, whatever happens; a cancelled caller waits for the load.
 
         Raises:
             EngineError: The server refused or did not answer.
         """
-        link = self.link
-        folder = await in_thread(lambda: TemporaryDirectory(prefix=f"icrl-weights-{version}-", dir=link.directory))
+        link, prefix = self.link, f"icrl-weights-{version.partition('@')[0]}-"
+        folder = await in_thread(lambda: TemporaryDirectory(prefix=prefix, dir=link.directory))
         try:
-            place = Path(folder.name)
-            await in_thread(lambda: write_checkpoint(place, pieces, link.checkpoint))
+            place, enough = Path(folder.name), threading.Event()
+            wanted = takewhile(lambda _: not enough.is_set(), pieces)
+            # A directory that is still written into cannot be removed.
+            await in_thread(lambda: write_checkpoint(place, wanted, link.checkpoint), on_cancel=enough.set)
             payload = {
                 "model_path": folder.name,
                 "load_format": "auto",
                 "weight_version": version,
                 "flush_cache": False,
             }
-            await link.load("/update_weights_from_disk", payload)
+            # A server dies of files that vanish while it reads them.
+            await uncancelled(link.load("/update_weights_from_disk", payload), patience_s=link.timeout_s)
         finally:
             await in_thread(folder.cleanup)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 
 from icrl.runtime.engines.sglang.client import Client
+from icrl.runtime.engines.uncancelled import uncancelled
 
 __all__ = ["BUCKET_BYTES", "Link", "Piece", "Transport", "TransportName", "buckets", "in_thread"]
 
@@ -71,7 +72,7 @@ class Transport(Protocol):
     def __init__(self, link: Link) -> None: ...
 
     async def send(self, pieces: Iterator[Piece], version: str) -> None:
-        """Bring the weights into the server, under this version with the last of them."""
+        """Bring the weights into the server, under this name with the last of them."""
         ...
 
     async def aclose(self) -> None:
@@ -99,11 +100,6 @@ def buckets(pieces: Iterable[Piece], limit: int = BUCKET_BYTES) -> Iterator[tupl
         yield bucket, True
 
 
-async def in_thread(function: Callable[[], T]) -> T:
+async def in_thread(function: Callable[[], T], *, on_cancel: Callable[[], object] = lambda: None) -> T:
     """Run a function in a thread; a cancelled caller waits for it, since it reads tensors that training changes."""
-    work = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work], timeout=GRACE_S)
-        raise
+    return await uncancelled(asyncio.to_thread(function), patience_s=GRACE_S, on_cancel=on_cancel)
