@@ -14,6 +14,7 @@ from icrl.serve.access_log import access_log
 from icrl.serve.backlog import LineWriter
 from icrl.serve.config import ServeConfig
 from icrl.serve.connection import Connection
+from icrl.serve.engines import answers, engines_of
 from icrl.serve.keys import CALLER, CONFIG, KEYS, MODEL_NAME, REQUEST_ID, SERVICE
 from icrl.serve.problem import Problem
 from icrl.serve.service import Service
@@ -129,12 +130,20 @@ def _authorised(keys: Keys) -> Middleware:
 
 
 async def _health(request: web.Request) -> web.Response:
-    """Say that the process lives; 503 while it is going away."""
-    state = request.app[SERVICE].state
-    return web.json_response({"status": state}, status=200 if state in ("starting", "ready") else 503)
+    """Say that the process lives; 503 while it is going away. Engines that are away are told, and not its fault."""
+    service = request.app[SERVICE]
+    return _told(service, service.state, good=service.state in ("starting", "ready"))
 
 
 async def _ready(request: web.Request) -> web.Response:
     """Say whether requests will be answered."""
-    state = request.app[SERVICE].state
-    return web.json_response({"status": state}, status=200 if state == "ready" else 503)
+    service = request.app[SERVICE]
+    good = answers(service)
+    return _told(service, "no_engine" if service.state == "ready" and not good else service.state, good=good)
+
+
+def _told(service: Service, status: str, *, good: bool) -> web.Response:
+    """Answer a probe, which needs no key: engines are counted, and not named."""
+    engines = engines_of(service)
+    counts = {} if engines is None else {"engines": {"used": engines.used, "all": engines.all}}
+    return web.json_response({"status": status, **counts}, status=200 if good else 503)

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from icrl.events import CallFinished, Event, RunStopped, TextDelta, ToolOutput, TurnFinished
 from icrl.runtime.tools.accounts import ToolAccount
+from icrl.serve.engines import EngineWatch, answers
 from icrl.serve.keys import SERVICE
 from icrl.serve.service import Service
 
@@ -64,12 +65,14 @@ class Metrics:
         self.tokens = Counter("icrl_tokens", "Tokens: prompt, cached, sampled, observed.", ["kind"], registry=registry)
         self.stops = Counter("icrl_stops", "Runs by the reason of their end.", ["reason"], registry=registry)
         registry.register(_ToolAccounts(service))
+        self.engines = EngineWatch(service)
+        registry.register(self.engines)
         for name, what, value in (
             ("icrl_requests_in_flight", "Requests that hold a slot or wait for one.", lambda: service.running),
             ("icrl_requests_waiting", "Requests that wait for a slot.", lambda: service.waiting),
             ("icrl_runs_in_flight", "Runs that are being worked on.", lambda: len(service.live)),
             ("icrl_reloads", "How often the model was replaced.", lambda: service.reloads),
-            ("icrl_ready", "Whether requests are answered.", lambda: service.state == "ready"),
+            ("icrl_ready", "Whether requests are answered.", lambda: answers(service)),
         ):
             self.show(name, what, value)
 
@@ -150,12 +153,19 @@ def add_routes(app: web.Application) -> None:
     """Serve the metrics and listen to every run."""
     app[METRICS] = Metrics(app[SERVICE])
     app[SERVICE].watchers.append(app[METRICS].watch)
+    app.on_cleanup.append(_close)
     app.router.add_get("/metrics", _expose)
 
 
 async def _expose(request: web.Request) -> web.Response:
-    body = generate_latest(request.app[METRICS].registry)
+    metrics = request.app[METRICS]
+    await metrics.engines.refresh()
+    body = generate_latest(metrics.registry)
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _close(app: web.Application) -> None:
+    await app[METRICS].engines.aclose()
 
 
 @web.middleware

@@ -73,7 +73,9 @@ _RESPONSE = _object(
 )
 _MODEL = _object("model", id=_TEXT, created={"type": "integer"}, owned_by=_TEXT)
 _LISTED = _object("list", data=_LIST)
-_STATUS = {"type": "object", "required": ["status"], "properties": {"status": _TEXT}}
+_COUNT = {"type": "integer"}
+_ENGINES = {"type": "object", "required": ["used", "all"], "properties": {"used": _COUNT, "all": _COUNT}}
+_STATUS = {"type": "object", "required": ["status"], "properties": {"status": _TEXT, "engines": _ENGINES}}
 _TOKENS = {"type": "object", "required": ["trajectory_id", "segments"], "properties": {"segments": _LIST}}
 
 

@@ -129,6 +129,9 @@ class LiveView:
         )
         table.add_row("rollout", f"{last.generate_s:.2f} s", "update", f"{last.update_s:.2f} s")
         table.add_row("speed", f"{last.tokens_per_s:,.0f} tokens/s", "loss", _number(last.loss))
+        if last.engine is not None:
+            hits = _share(last.engine.cache_hit_rate)
+            table.add_row("engine", f"busy {last.engine.busy:.0%}", "cache hits", hits)
         return table
 
     def _forecast(self) -> str:
@@ -140,9 +143,10 @@ class LiveView:
 def _plain_line(metrics: StepMetrics) -> str:
     """Say in one line how a step went."""
     match = "" if metrics.em is None else f" | em {metrics.em:.3f}"
+    busy = "" if metrics.engine is None else f" | engine busy {metrics.engine.busy:.2f}"
     return (
         f"step {metrics.step} | {metrics.shots:.2g} shots | reward {metrics.reward:.3f}{match}"
-        f" | valid calls {metrics.valid_call_rate:.2f} | {metrics.step_s:.1f} s"
+        f" | valid calls {metrics.valid_call_rate:.2f}{busy} | {metrics.step_s:.1f} s"
     )
 
 
@@ -156,6 +160,10 @@ def _evaluated(result: Evaluation) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from icrl.errors import ConfigError, DataError
+from icrl.runtime.engines.meter import EngineUse
 from icrl.wire import decode, encode
 
 __all__ = ["Evaluation", "EvaluationLog", "EvaluationPoint", "MetricsLog", "StepMetrics"]
@@ -69,8 +70,13 @@ class StepMetrics:
     """Largest difference of a sampled token's log-probability between trainer and engine, under the same weights."""
     logprob_gap_mean: float | None = None
     """Its mean."""
+    logprob_gap_tokens: int = 0
+    """Trained tokens that it rests on: those sampled, with their whole prefix, under the trainer's very weights."""
     clip_fraction: float = 0.0
     """Tokens whose ratio was clipped."""
+    engine: EngineUse | None = None
+    """How the engine was used from the weight sync before the step to the end of its update; evaluations that come
+    between two steps lie outside. `None` where nobody measured it."""
     irregular: Mapping[str, float] = field(default_factory=dict)
     """What the scheduler counted since the last step beside ordinary trajectories; see `RolloutTally`."""
     stop_reasons: Mapping[str, int] = field(default_factory=dict)

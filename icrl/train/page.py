@@ -32,7 +32,7 @@ def page(report: Report, metrics: Sequence[StepMetrics], facts: RunFacts, *, set
         _before_after(report),
         _list("Warnings", facts.warnings),
         _stages(metrics),
-        _times(report),
+        _times(report, metrics),
         _samples(facts.samples),
         "## Next\n\n" + _fence("\n".join(facts.next_commands), "bash") if facts.next_commands else "",
         "## Settings\n\n" + _fence(settings.strip(), "yaml"),
@@ -88,11 +88,14 @@ def _stages(metrics: Sequence[StepMetrics]) -> str:
     return f"## Stages\n\n{_table(head, rows)}\n\n{note}" if rows else ""
 
 
-def _times(report: Report) -> str:
+def _times(report: Report, metrics: Sequence[StepMetrics]) -> str:
     whole = report.wall_s or 1.0
     rows = [(name, f"{seconds:.1f}", f"{seconds / whole:.0%}") for name, seconds in report.times_s.items()]
     rows.append(("**all**", f"{report.wall_s:.1f}", ""))
     note = f"Tools took {report.tool_s:.1f} s within the rollouts, summed over concurrent calls."
+    if used := [(m.engine.busy, m.step_s + m.sync_s) for m in metrics if m.engine is not None]:
+        busy = sum(share * seconds for share, seconds in used) / (sum(seconds for _, seconds in used) or 1.0)
+        note += f" The engine had requests of the run for {busy:.0%} of the time of its steps."
     return "## Where the time went\n\n" + _table(("part", "seconds", "share"), rows) + f"\n\n{note}"
 
 

@@ -158,4 +158,7 @@ async def test_there_are_no_other_families(serve):
         *("icrl_tool_seconds", "icrl_tool_calls", "icrl_tool_runs", "icrl_tool_cache_hits", "icrl_tool_shared"),
         *("icrl_tool_retries", "icrl_tool_cancelled", "icrl_tool_wait_seconds", "icrl_tokens", "icrl_stops"),
         *("icrl_requests_in_flight", "icrl_requests_waiting", "icrl_runs_in_flight", "icrl_reloads", "icrl_ready"),
+        *(f"icrl_engine_{name}" for name in ("up", "used", "running", "waiting", "kv_usage", "cache_hit_rate")),
+        *(f"icrl_engine_{name}_tokens" for name in ("generated", "prompt", "cached")),
+        *(f"icrl_engine_{name}_requests" for name in ("aborted", "retracted")),
     }

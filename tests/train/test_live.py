@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from icrl.runtime.engines.meter import EngineUse
 from icrl.train.curriculum import Stages
 from icrl.train.live import LiveView, sparkline
 from icrl.train.metrics import Evaluation, StepMetrics
@@ -28,6 +29,7 @@ EVALUATION = Evaluation(
     errors=0,
     wall_s=1.0,
 )
+USE = EngineUse(busy=0.834, requests=4.2, tokens_per_s=812.5)
 
 
 def step(number: int, **fields) -> StepMetrics:
@@ -49,12 +51,12 @@ def test_without_a_terminal_every_message_is_one_plain_line(watch):
     file, view = watch(terminal=False, width=20)
     with view:
         view.step(step(1))
-        view.step(step(2, components={}))
+        view.step(step(2, components={}, engine=USE))
         view.evaluation(2, EVALUATION)
         view.warn("reward [bold]x[/bold] is flat")
     assert file.getvalue().splitlines() == [
         "step 1 | 3 shots | reward 0.500 | em 0.250 | valid calls 0.75 | 1.5 s",
-        "step 2 | 3 shots | reward 0.500 | valid calls 0.75 | 1.5 s",
+        "step 2 | 3 shots | reward 0.500 | valid calls 0.75 | engine busy 0.83 | 1.5 s",
         "after step 2: 0-shot exact match 0.900 [0.800, 0.950] on 40 held-out tasks, form 0.75, valid calls 0.50",
         "warning: reward [bold]x[/bold] is flat",
     ]
@@ -66,12 +68,13 @@ def test_a_terminal_gets_a_panel_that_fits(watch, width):
     with view:
         view.warn("before any step")
         for number in range(1, 200):
-            view.step(step(number, stage=1, loss=0.125))
+            view.step(step(number, stage=1, loss=0.125, engine=USE))
         view.evaluation(199, EVALUATION)
     last = file.getvalue()[file.getvalue().rindex("╭") :]
     assert "step 199 · stage 2 · 3 shots" in last
     assert "exact match" in last
     assert "▃" in last
+    assert "busy 83%" in last
     assert "at most 80 steps left, 2 min 0 s" in last
     assert "0-shot exact match 0.900" in last
     assert max(map(len, last.splitlines())) <= width

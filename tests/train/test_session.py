@@ -38,7 +38,7 @@ def weights(run):
 
 def history(run):
     """Everything measured that is not a time."""
-    timed = {"generate_s", "sync_s", "tool_s", "update_s", "tokens_per_s"}
+    timed = {"generate_s", "sync_s", "tool_s", "update_s", "tokens_per_s", "engine"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 
@@ -67,6 +67,8 @@ def test_a_run_leaves_everything_behind_and_its_model_answers(tmp_path, capsys):
     assert 0 <= report["zero_shot_em_interval"][0] <= report["zero_shot_em"] <= report["zero_shot_em_interval"][1]
     assert report["wall_s"] > sum(m.step_s for m in MetricsLog.load(run / "metrics.jsonl"))
     assert len(sequences(run)) == 2 * 2 * 4
+    uses = [m.engine for m in MetricsLog.load(run / "metrics.jsonl")]
+    assert all(0 < use.busy < 1 and use.busy <= use.requests <= 8 and 0 < use.cache_hit_rate < 1 for use in uses)
     gaps = [m["logprob_gap"] for m in history(run) if m["logprob_gap"] is not None]
     assert all(gap < 1e-3 for gap in gaps)
     assert "next: icrl run" in capsys.readouterr().err
