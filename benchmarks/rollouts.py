@@ -15,20 +15,31 @@ import rollouts_makespan
 import rollouts_memory
 import rollouts_overhead
 import rollouts_prefix
+import rollouts_requests
 import rollouts_stopping
+import rollouts_transport
 from rich.console import Console
 
 from icrl.collector import relax_collector
 from icrl.config import load
 
-Part = Literal["overhead", "makespan", "memory", "faults", "prefix", "stopping"]
+Part = Literal["overhead", "requests", "transport", "makespan", "memory", "faults", "prefix", "stopping"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollouts:
     """CPU per turn, makespan, memory, faults, prefix caches and groups stopped in flight."""
 
-    parts: tuple[Part, ...] = ("overhead", "makespan", "memory", "faults", "prefix", "stopping")
+    parts: tuple[Part, ...] = (
+        "overhead",
+        "requests",
+        "transport",
+        "makespan",
+        "memory",
+        "faults",
+        "prefix",
+        "stopping",
+    )
     """What to measure."""
     quick: bool = False
     """Measure less, in a minute or two: figures are rough."""
@@ -38,6 +49,10 @@ class Rollouts:
     """Also draw what can be drawn into this directory."""
     overhead: rollouts_overhead.Overhead = field(default_factory=rollouts_overhead.Overhead)
     """Client CPU per turn."""
+    requests: rollouts_requests.Requests = field(default_factory=rollouts_requests.Requests)
+    """Client CPU per request, of the engine alone."""
+    transport: rollouts_transport.Transport = field(default_factory=rollouts_transport.Transport)
+    """Client CPU per request, of HTTP alone."""
     makespan: rollouts_makespan.Makespan = field(default_factory=rollouts_makespan.Makespan)
     """Makespan over the ideal with heavy-tailed tools."""
     memory: rollouts_memory.Memory = field(default_factory=rollouts_memory.Memory)
@@ -52,6 +67,8 @@ class Rollouts:
 
 QUICK: Mapping[Part, Mapping[str, Any]] = {
     "overhead": {"trajectories": 64, "repeats": 3},
+    "requests": {"requests": 64, "repeats": 3},
+    "transport": {"requests": 1024, "repeats": 3},
     "makespan": {"trajectories": (64,), "scale": 0.1},
     "memory": {"trajectories": 512},
     "faults": {"engine": ("none", "error_500", "killed", "interrupted"), "tools": ("none", "raises")},
@@ -60,6 +77,8 @@ QUICK: Mapping[Part, Mapping[str, Any]] = {
 }
 MODULES: Mapping[Part, ModuleType] = {
     "overhead": rollouts_overhead,
+    "requests": rollouts_requests,
+    "transport": rollouts_transport,
     "makespan": rollouts_makespan,
     "memory": rollouts_memory,
     "faults": rollouts_faults,

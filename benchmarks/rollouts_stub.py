@@ -7,8 +7,8 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,6 +65,21 @@ class StubProcess:
         if not line:
             raise RuntimeError(f"the stub ended with status {self._process.wait()}")
         return dict(json.loads(line))
+
+
+@contextmanager
+def serving(file: Path, *arguments: str) -> Iterator[str]:
+    """Run a file of this directory as a server, and hand out the address that it prints."""
+    with subprocess.Popen([sys.executable, str(file), *arguments], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            if server.stdout is None:
+                raise RuntimeError("the server has no pipe")
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(SECONDS_TO_STOP)
+            server.kill()
 
 
 @asynccontextmanager

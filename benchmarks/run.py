@@ -12,6 +12,7 @@ CASES = {
     "learning": "the paper's argument in miniature: curriculum against zero-shot, few-shot and aggressive schedules",
     "training": "training with rollouts from the in-process engine, from SGLang, and from SGLang while updating",
     "sync": "how long an SGLang server is paused for new weights, by transport",
+    "updates": "what requests under way at a weight update sample, by pause mode, and what a mode costs",
     "overhead": "client CPU per turn with an instant scripted engine",
     "rollouts": "makespan against the ideal, CPU, memory, faults, prefix caches and stopped groups of many rollouts",
     "engine": "decode steps, prefix reuse and rollouts of the in-process engine",

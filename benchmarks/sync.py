@@ -24,6 +24,7 @@ from icrl.tiny import BASE_DIR
 from icrl.train.sync import push
 
 WARM_UP = 3
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,8 @@ class Sync:
     """Directory of the model; the embedded one by default."""
     transports: tuple[str, ...] = ("disk", "tensor", "distributed")
     """Ways to send them."""
+    lora_rank: int = 8
+    """Rank of an adapter that is sent by itself, to a server of its own; 0 sends none."""
     updates: int = 20
     """Updates of each kind, after a few that do not count."""
     json: Path | None = None
@@ -72,21 +75,44 @@ async def measure_all(options: Sync, model: Any) -> list[Row]:
             started = running_server(options.model, cpu=not torch.cuda.is_available())
             address = await stack.enter_async_context(started)
         kinds = [(transport, verified) for transport in options.transports for verified in (False, True)]
-        return [await measure(address, model, options.updates, *kind) for kind in kinds]
+        rows = [await measure(address, model, options.updates, *kind) for kind in kinds]
+    if options.lora_rank and options.address is None:
+        rows.append(await measure_adapter(options, model))
+    return rows
 
 
 async def measure(address: str, model: Any, updates: int, transport: Any, verified: bool) -> Row:
     engine = SGLangEngine(address, transport=transport, verify=verified)
     await engine.start()
+    taken = await push_again_and_again(engine, model, updates)
+    await engine.aclose()
+    return Row(transport=transport, verified=verified, median_ms=statistics.median(taken), slowest_ms=max(taken))
+
+
+async def measure_adapter(options: Sync, model: Any) -> Row:
+    """Push only an adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    rank, cpu = options.lora_rank, not torch.cuda.is_available()
+    config = LoraConfig(r=rank, target_modules=list(TARGETS), init_lora_weights=False)
+    async with running_server(options.model, cpu=cpu, lora_rank=rank, lora_targets=TARGETS) as address:
+        engine = SGLangEngine(address, adapters="lora")
+        await engine.start()
+        taken = await push_again_and_again(engine, get_peft_model(model, config), options.updates, adapters="lora")
+        await engine.aclose()
+    name = f"adapter of rank {rank}"
+    return Row(transport=name, verified=False, median_ms=statistics.median(taken), slowest_ms=max(taken))
+
+
+async def push_again_and_again(engine: SGLangEngine, model: Any, updates: int, **options: Any) -> list[float]:
+    """Return how long each update took, in ms."""
     version = engine.info.weight_version
     taken = []
     for number in range(WARM_UP + updates):
         started = time.perf_counter()
-        await push(engine, model, version + 1 + number)
+        await push(engine, model, version + 1 + number, **options)
         taken.append((time.perf_counter() - started) * 1e3)
-    await engine.aclose()
-    counted = taken[WARM_UP:]
-    return Row(transport=transport, verified=verified, median_ms=statistics.median(counted), slowest_ms=max(counted))
+    return taken[WARM_UP:]
 
 
 def show(rows: Sequence[Row], title: str) -> None:

@@ -45,7 +45,7 @@ class Training:
 
 def main(argv: Sequence[str]) -> None:
     options = load(Training, argv, prog="benchmarks/run.py training", description=str(Training.__doc__))
-    console = Console(width=150)
+    console = Console(width=180)
     found = {(arm, seed): train(options, arm, seed, console) for seed in range(options.seeds) for arm in options.arms}
     console.print(table(found))
     (options.out / "training.json").write_text(json.dumps({f"{a}/{s}": f for (a, s), f in found.items()}, indent=1))
@@ -79,21 +79,41 @@ def of_steps(steps: Sequence[StepMetrics]) -> dict:
         "sync_s": sum(m.sync_s for m in steps),
         "step_s": mean([m.step_s + m.sync_s for m in steps]),
         "staleness": mean([m.staleness for m in steps]),
+        **of_engine(steps),
         "max_logprob_gap": max(gaps, default=None),
         "mean_logprob_gap": mean(means) if means else None,
         "ratio_mean": [min(r), max(r)] if (r := [m.ratio_mean for m in steps if m.ratio_mean is not None]) else None,
     }
 
 
+def of_engine(steps: Sequence[StepMetrics]) -> dict:
+    """Average the engine's use over the time of the steps."""
+    pairs = [(m.engine, m.step_s + m.sync_s) for m in steps if m.engine is not None]
+    whole_s = sum(wall_s for _, wall_s in pairs)
+    shown = {"engine_busy": "busy", "engine_requests": "requests", "engine_tokens_per_s": "tokens_per_s"}
+    means = {n: sum(getattr(use, f) * s for use, s in pairs) / whole_s if pairs else None for n, f in shown.items()}
+    hits = [use.cache_hit_rate for use, _ in pairs if use.cache_hit_rate is not None]
+    return {**means, "cache_hit_rate": mean(hits) if hits else None}
+
+
 def table(found: dict[tuple[str, int], dict]) -> Table:
     shown = Table(title="the embedded model, search world: rollouts from three engines")
     columns = ("engine", "seed", "EM before", "EM after", "steps", "wall s", "s a step", "waiting s", "updates s")
-    for column in (*columns, "sync s", "staleness", "gap mean", "gap max"):
+    for column in (*columns, "sync s", "staleness", "engine busy", "tokens/s", "cache hits", "gap mean", "gap max"):
         shown.add_column(column)
     for (arm, seed), f in found.items():
         shown.add_row(
             *(arm, str(seed), f"{f['zero_shot_em_before']:.3f}", f"{f['zero_shot_em']:.3f}", str(f["steps"])),
             *(f"{f[name]:.1f}" for name in ("wall_s", "step_s", "waiting_s", "update_s", "sync_s", "staleness")),
+            *(_share(f["engine_busy"]), _number(f["engine_tokens_per_s"]), _share(f["cache_hit_rate"])),
             *("-" if f[name] is None else f"{f[name]:.1e}" for name in ("mean_logprob_gap", "max_logprob_gap")),
         )
     return shown
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
