@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -32,6 +33,12 @@ _MODELS = {
 }
 _TEXT = """The quick brown fox jumps over the lazy dog. system user assistant tool name arguments query function
 <tools> {"type": "function"} search the web for an answer. You are a helpful assistant. # Tools call one or more"""
+
+
+def pytest_collection_finish() -> None:
+    """Spare what was imported from the collector, which would look through all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @cache

@@ -73,6 +73,7 @@ def test_an_evaluation_in_which_everything_fails_is_no_evaluation(tmp_path, monk
     assert (tmp_path / "run" / "evaluations.jsonl").read_text() == ""
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("oversample", ["1", "2"])
 def test_what_ran_ahead_of_ctrl_c_is_not_there_twice_after_a_resume(tmp_path, monkeypatch, oversample):
     run = tmp_path / "run"

@@ -76,6 +76,7 @@ def test_a_run_leaves_everything_behind_and_its_model_answers(tmp_path, capsys):
     assert "answer:" in capsys.readouterr().out
 
 
+@pytest.mark.learning
 def test_a_deterministic_run_that_is_killed_and_resumed_ends_equal_to_the_bit(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     common = [*SMALL, "--schedule=3:4,0:2", "--deterministic", "--save-every=2"]
@@ -121,10 +122,10 @@ def test_an_interrupt_while_rolling_out_drops_the_step(tmp_path, monkeypatch):
     run = tmp_path / "run"
     original = RolloutSource._plans
 
-    def interrupt_in_step_three(self, step):
+    def interrupt_in_step_three(self, step, stage):
         if step == 3 and not self.interrupted:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, step)
+        return original(self, step, stage)
 
     monkeypatch.setattr(RolloutSource, "_plans", interrupt_in_step_three)
     common = [*SMALL, "--schedule=3:4", "--deterministic"]

@@ -102,6 +102,7 @@ def children() -> set[str]:
     }
 
 
+@pytest.mark.learning
 async def test_hostile_answers_are_killed_at_the_deadline_counted_and_never_kept_waiting_for():
     before = children()
     matcher = MathMatcher(processes=1, timeout_s=0.4)
