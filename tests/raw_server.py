@@ -36,7 +36,8 @@ async def listening(handler: Handler, host: str = "127.0.0.1", **settings: Any) 
         server.close()
         for task, writer in handling.items():
             task.cancel()
-            writer.transport.abort()
+            with suppress(AttributeError):  # of a transport that closed after its last byte, in Python 3.11
+                writer.transport.abort()
         await asyncio.gather(*handling, return_exceptions=True)
         await asyncio.sleep(0)
 

@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """End the connection at once; the server sees it."""
-        if not self._loop.is_closed():
+        if not (self.ended or self._loop.is_closed()):
             self._transport.abort()
 
     def close(self) -> None:
