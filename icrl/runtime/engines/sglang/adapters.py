@@ -262,16 +262,22 @@ class ServerAdapters:
             )
 
     async def _load(self, adapter: Adapter, version: int) -> LoadedAdapter:
-        folder = await asyncio.to_thread(TemporaryDirectory, prefix=f"icrl-adapter-{version}-", dir=self._directory)
-        name = f"icrl-{self._run}-{next(self._numbers)}-v{version}"
-        new = LoadedAdapter(name=name, version=version, folder=folder, versions=_OneVersion(version))
-        writing = asyncio.ensure_future(asyncio.to_thread(write_adapter, Path(folder.name), adapter))
+        folders = list[TemporaryDirectory[str]]()
+
+        def write() -> None:
+            folders.append(TemporaryDirectory(prefix=f"icrl-adapter-{version}-", dir=self._directory))
+            write_adapter(Path(folders[0].name), adapter)
+
+        writing = asyncio.ensure_future(asyncio.to_thread(write))
         try:
             await asyncio.shield(writing)
         except BaseException:
             await asyncio.wait([writing])  # a cancelled caller, too: nothing is removed that is still being written
-            await asyncio.to_thread(folder.cleanup)
+            for folder in folders:
+                await asyncio.to_thread(folder.cleanup)
             raise
+        name = f"icrl-{self._run}-{next(self._numbers)}-v{version}"
+        new = LoadedAdapter(name=name, version=version, folder=folders[0], versions=_OneVersion(version))
         self._loaded.append(new)
         try:
             await self._tell_load(new)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import msgspec
 
 from icrl.errors import ConfigError, EngineError
 from icrl.runtime.engines.sglang.client import Client
-from icrl.runtime.engines.sglang.facts import OLDEST, ServerFacts
+from icrl.runtime.engines.sglang.facts import OLDEST, ServerFacts, parse_version
 from icrl.tokenizer import Tokenizer
 
-__all__ = ["parse_version", "read_facts"]
+__all__ = ["read_facts"]
 
 
 class _Model(msgspec.Struct):
@@ -86,20 +85,6 @@ async def read_facts(client: Client, *, tokenizer: Tokenizer | None = None, time
         weight_version=model.weight_version,
         deterministic=server.enable_deterministic_inference,
     )
-
-
-def parse_version(text: str) -> tuple[int, int, int]:
-    """Read the numbers of a version; what follows them (`.post1`, `.dev3+g…`) does not matter here.
-
-    Example:
-        >>> parse_version("0.5.23.post1"), parse_version("main")
-        ((0, 5, 23), (0, 0, 0))
-    """
-    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", text)
-    if found is None:
-        return (0, 0, 0)
-    major, minor, patch = found.groups(default="0")
-    return (int(major), int(minor), int(patch))
 
 
 def _too_old(version: str) -> str:

@@ -17,7 +17,7 @@ import msgspec
 from icrl.errors import ConfigError, EngineError, MissingExtraError, WeightSyncError
 from icrl.runtime.engines.protocol import EngineInfo, OnDelta, PauseMode, check_request
 from icrl.runtime.engines.sglang.aborts import Aborts
-from icrl.runtime.engines.sglang.connect import parse_version
+from icrl.runtime.engines.sglang.facts import parse_version
 from icrl.runtime.engines.sglang.live import Live, unique_rid
 from icrl.runtime.engines.sglang.sampling import body
 from icrl.runtime.engines.sglang.streaming import Arrived

@@ -7,11 +7,14 @@ import itertools
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from icrl.runtime.engines.sglang.adapters import LoadedAdapter
 from icrl.runtime.engines.sglang.streaming import Arrived
 from icrl.runtime.engines.sglang.versions import Versions, crossed
 from icrl.trajectory import FinishReason, Generation, VersionSpan
+
+if TYPE_CHECKING:
+    from icrl.runtime.engines.sglang.adapters import LoadedAdapter
 
 __all__ = ["Live", "unique_rid"]
 

@@ -8,8 +8,8 @@ import pytest
 from icrl.errors import ConfigError, EngineError
 from icrl.runtime.engines.sglang.client import Client
 from icrl.runtime.engines.sglang.config import SGLangConfig
-from icrl.runtime.engines.sglang.connect import parse_version, read_facts
-from icrl.runtime.engines.sglang.facts import ServerFacts
+from icrl.runtime.engines.sglang.connect import read_facts
+from icrl.runtime.engines.sglang.facts import ServerFacts, parse_version
 from icrl.testing import ByteTokenizer, SGLangStub
 from icrl.tokenizer import Tokenizer
 

@@ -34,14 +34,18 @@ class DiskTransport:
             EngineError: The server refused or did not answer.
         """
         link, prefix = self.link, f"icrl-weights-{version.partition('@')[0]}-"
-        folder = await in_thread(lambda: TemporaryDirectory(prefix=prefix, dir=link.directory))
+        folders, enough = list[TemporaryDirectory[str]](), threading.Event()
+        wanted = takewhile(lambda _: not enough.is_set(), pieces)
+
+        def write() -> None:
+            folders.append(TemporaryDirectory(prefix=prefix, dir=link.directory))
+            write_checkpoint(Path(folders[0].name), wanted, link.checkpoint)
+
         try:
-            place, enough = Path(folder.name), threading.Event()
-            wanted = takewhile(lambda _: not enough.is_set(), pieces)
             # A directory that is still written into cannot be removed.
-            await in_thread(lambda: write_checkpoint(place, wanted, link.checkpoint), on_cancel=enough.set)
+            await in_thread(write, on_cancel=enough.set)
             payload = {
-                "model_path": folder.name,
+                "model_path": folders[0].name,
                 "load_format": "auto",
                 "weight_version": version,
                 "flush_cache": False,
@@ -49,7 +53,8 @@ class DiskTransport:
             # A server dies of files that vanish while it reads them.
             await uncancelled(link.load("/update_weights_from_disk", payload), patience_s=link.timeout_s)
         finally:
-            await in_thread(folder.cleanup)
+            for folder in folders:
+                await in_thread(folder.cleanup)
 
     async def aclose(self) -> None:
         """Hold nothing."""
