@@ -219,7 +219,8 @@ async def tokens_per_s(address: str, weights: tuple[Any, Any], mode: PauseMode |
         while True:
             turn += 1
             prompt = [*shared, 300 + number, 400 + turn % 100]
-            sampled += len((await sample(engine, prompt, 32 + (number * 7 + turn) % 64)).ids)
+            generation = await sample(engine, prompt, 32 + (number * 7 + turn) % 64)
+            sampled += len(generation.ids)  # not in one line, which would read the sum before it waits
 
     asking = [asyncio.create_task(ask_again(number)) for number in range(options.requests)]
     began, updates = time.monotonic(), 0

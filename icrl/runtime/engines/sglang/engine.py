@@ -1,7 +1,7 @@
 """An SGLang server as an engine: ids in, ids with log-probabilities and weight versions out.
 
-A request costs the client about 155 µs of CPU (64 in flight, 900 ids of history, 300 new, 160 sampled; 195 with 7,000
-ids of history; a busy machine), of which 20 to 25 are HTTP. Streamed in events of 256 tokens it costs 40 more, in
+A request costs the client about 155 µs of CPU (64 in flight, 900 ids of history, 300 new, 160 sampled; 225 with 7,000
+ids of history), of which some 20 are HTTP. Streamed in events of 256 tokens it costs 40 more, in
 events of 64 nearly twice as much, in events of 4 eight times as much: so replies are streamed where they may be long,
 or where somebody watches. `docs/sglang.md` has the table.
 """
