@@ -104,7 +104,7 @@ async def _spent_us(options: Requests, kind: Kind, engine: SGLangEngine) -> floa
     """Ask every session's first turn unmeasured, then return CPU µs per request of the second."""
     draw, name = random.Random(0), f"{time.monotonic_ns()}"
     prompts = [array("i", draw.choices(range(1000, VOCABULARY), k=kind.history)) for _ in range(options.requests)]
-    # The budget is just above what comes, so that an eighth of it does not make the events larger.
+    # The budget is what comes: an eighth of it is no more than an event, and would make events larger if it were.
     params = SamplingParams(max_tokens=kind.tokens)
 
     async def turn(number: int) -> None:

@@ -27,6 +27,7 @@ from icrl.runtime.engines.protocol import FOREIGN, PauseMode
 from icrl.runtime.engines.sglang.client import Client
 from icrl.runtime.engines.sglang.facts import ServerFacts
 from icrl.runtime.engines.sglang.versions import UNTOUCHED, Versions
+from icrl.runtime.engines.uncancelled import uncancelled
 
 __all__ = ["LoadedAdapter", "ServerAdapters", "write_adapter"]
 
@@ -268,11 +269,10 @@ class ServerAdapters:
             folders.append(TemporaryDirectory(prefix=f"icrl-adapter-{version}-", dir=self._directory))
             write_adapter(Path(folders[0].name), adapter)
 
-        writing = asyncio.ensure_future(asyncio.to_thread(write))
         try:
-            await asyncio.shield(writing)
+            # Nothing is removed that is still being written.
+            await uncancelled(asyncio.to_thread(write), patience_s=self._timeout_s)
         except BaseException:
-            await asyncio.wait([writing])  # a cancelled caller, too: nothing is removed that is still being written
             for folder in folders:
                 await asyncio.to_thread(folder.cleanup)
             raise
