@@ -53,7 +53,7 @@ def test_tokens_and_logprobs_are_those_of_a_full_forward_pass(found):
         logits = model(torch.tensor([[5, 6, 7, 8, *whole["ids"]]])).logits[0, 3:-1]
     assert logits.argmax(-1).tolist() == whole["ids"]
     expected = logits.log_softmax(-1).max(-1).values.tolist()
-    assert whole["logprobs"] == pytest.approx(expected, abs=1e-5)
+    assert whole["logprobs"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_watched_request_says_the_same_in_pieces(found):
@@ -86,5 +86,5 @@ def test_new_weights_change_what_is_sampled_and_old_ones_bring_it_back(found):
     assert found["changed"]["versions"] == [[3, 0, 6]]
     assert found["changed"]["logprobs"] != pytest.approx(found["whole"]["logprobs"], abs=1e-3)
     assert found["back"]["ids"] == found["whole"]["ids"]
-    assert found["back"]["logprobs"] == pytest.approx(found["whole"]["logprobs"], abs=1e-5)
+    assert found["back"]["logprobs"] == pytest.approx(found["whole"]["logprobs"], abs=1e-4)
     assert found["version"] == 4

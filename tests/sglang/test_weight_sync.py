@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forward_pass import ROUNDING, distance, gaps
 from transformers import AutoModelForCausalLM
 
 from icrl.errors import WeightSyncError
@@ -19,8 +20,6 @@ pytestmark = pytest.mark.sglang
 
 TRANSPORTS = ["disk", "tensor", "distributed"]
 PROMPT = [5, 9, *range(100, 160)]
-ROUNDING = 5e-4
-"""With this much noise in the weights, rounding makes up to 2e-4 in 16 tokens; other weights make 1e-1."""
 
 
 def shaken(seed):
@@ -31,18 +30,6 @@ def shaken(seed):
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
     return model
-
-
-def distance(model, prompt, reply):
-    """The largest difference between what the server reports and a full forward pass."""
-    return gaps(model, prompt, reply).max().item()
-
-
-def gaps(model, prompt, reply):
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *reply.ids]])).logits[0, len(prompt) - 1 : -1].float()
-    expected = logits.log_softmax(-1).gather(1, torch.tensor(reply.ids)[:, None])[:, 0]
-    return (expected - torch.tensor(reply.logprobs)).abs()
 
 
 @pytest.fixture
