@@ -10,13 +10,15 @@ import sys
 
 from safetensors.torch import load_file
 
-from icrl.errors import EngineError
+from icrl.errors import EngineError, WeightSyncError
 from icrl.runtime.engines.protocol import Engine
 from icrl.runtime.engines.sglang.embedded import EmbeddedEngine
 from icrl.types import SamplingParams
 
 PROMPT = [5, 6, 7, 8]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6)
+LARGER = 1.05
+"""Of all weights, so that others are sampled."""
 LONG = SamplingParams(temperature=1.0, max_tokens=1500)
 
 
@@ -38,6 +40,22 @@ async def begun(engine, request_id):
     )
     await sampled.wait()
     return running
+
+
+async def crossing(engine, mode, weights, version):
+    """Return what a request sampled that weights were replaced under."""
+    running = await begun(engine, mode)
+    await engine.pause(mode)
+    await engine.update(iter(weights.items()), version)
+    await engine.resume()
+    return await running
+
+
+async def misfit(engine, weights, version):
+    try:
+        await engine.update(weights.items(), version)
+    except WeightSyncError as error:
+        return str(error)
 
 
 async def refusal(engine, ids):
@@ -69,16 +87,16 @@ async def main(engine, model):
         await running
 
     weights = {name: tensor.float() for name, tensor in load_file(os.path.join(model, "model.safetensors")).items()}
-    running = await begun(engine, "spanning")
-    await engine.pause("retract")
-    await engine.update(((name, tensor * 1.05) for name, tensor in weights.items()), 3)
-    await engine.resume()
-    found["spanning"] = plain(await running)
+    larger = {name: tensor * LARGER for name, tensor in weights.items()}
+    found["spanning"] = plain(await crossing(engine, "retract", larger, 3))
     found["changed"] = plain(await engine.generate(PROMPT, GREEDY, request_id="c"))
     await engine.pause("abort")
     await engine.update(weights.items(), 4)
     await engine.resume()
     found["back"] = plain(await engine.generate(PROMPT, GREEDY, request_id="d"))
+    found["misfit"] = await misfit(engine, {**larger, "model.norm.weight": weights["model.norm.weight"][1:]}, 5)
+    found["in_place"] = plain(await crossing(engine, "in_place", larger, 5))
+    found["after"] = plain(await engine.generate(PROMPT, GREEDY, request_id="e"))
     found["version"] = engine.info.weight_version
     await engine.aclose()
     found["closed"] = await refusal(engine, PROMPT)

@@ -46,6 +46,7 @@ class Rollouts:
 def portal():
     with start_blocking_portal() as portal:
         yield portal
+        portal.call(portal.stop, True)  # or a test that fails would wait for steps that nobody ends
 
 
 def pipeline(portal, rollouts, **kwargs):
@@ -89,6 +90,7 @@ def test_no_more_steps_run_ahead_than_allowed_and_none_beyond_the_last(portal):
     rollouts = Rollouts()
     pipe = pipeline(portal, rollouts, staleness=3, last=4)
     take(portal, rollouts, pipe, 1)
+    rollouts.wait_for(3)  # it may begin after the first has ended
     assert sorted(rollouts.begun) == [1, 2, 3]
     pipe.overlap(1)
     rollouts.wait_for(4)

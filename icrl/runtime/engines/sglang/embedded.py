@@ -7,21 +7,24 @@ its end kills *every* child process of this one, whoever started it; a server of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
 
-from icrl.errors import ConfigError, EngineError, MissingExtraError, WeightSyncError
+from icrl.errors import ConfigError, EngineError, MissingExtraError
+from icrl.runtime.engines.meter import Meter
 from icrl.runtime.engines.protocol import EngineInfo, OnDelta, PauseMode, check_request
 from icrl.runtime.engines.sglang.aborts import Aborts
+from icrl.runtime.engines.sglang.embedded_weights import EmbeddedWeights
 from icrl.runtime.engines.sglang.facts import parse_version
 from icrl.runtime.engines.sglang.live import Live, unique_rid
 from icrl.runtime.engines.sglang.sampling import body
 from icrl.runtime.engines.sglang.streaming import Arrived
-from icrl.runtime.engines.sglang.versions import Versions
+from icrl.runtime.engines.sglang.versions import UNTOUCHED, Versions
 from icrl.runtime.engines.sglang.wire import Answer, check_end, check_tokens, finish_reason, spans
 from icrl.trajectory import Generation
 from icrl.types import SamplingParams
@@ -57,8 +60,12 @@ class EmbeddedEngine:
         self._engine = sglang.Engine(model_path=model, **options)
         self._manager: Any = self._engine.tokenizer_manager
         config = self._manager.model_config
-        self._versions = Versions("default")
+        self._weights = EmbeddedWeights(self._engine, model=model, name=f"sglang {self._version} ({model})")
+        self._versions = Versions(UNTOUCHED)
+        self.meter = Meter()
+        """Counts what is asked here, and for how long something is."""
         self._live: dict[str, Live] = {}
+        self._paused_over: tuple[Live, ...] = ()
         self._aborts = Aborts(self._end_there, patience_s=_ABORT_S)
         self._closed = False
         self._info = EngineInfo(
@@ -71,6 +78,8 @@ class EmbeddedEngine:
     @property
     def info(self) -> EngineInfo:
         """What the engine can do."""
+        if self._info.weight_version != self._weights.version:
+            self._info = replace(self._info, weight_version=self._weights.version)
         return self._info
 
     async def generate(
@@ -86,23 +95,25 @@ class EmbeddedEngine:
         """Sample a continuation of `ids`; see `Engine.generate`. Prefixes are found without hints.
 
         Raises:
-            EngineError: The request is out of bounds, its id is in use, or SGLang refuses it.
+            EngineError: The request is out of bounds, its id is in use, SGLang refuses it, or its weights are unknown.
         """
-        if self._closed or request_id in self._live:
-            problem = "is closed" if self._closed else f"request id {request_id!r} is in use"
-            raise EngineError(problem, engine=self._info.name)
+        self._admit(request_id)
         check_request(self._info, ids)
         live = Live(rid=unique_rid(request_id), prompt_tokens=len(ids), arrived=Arrived(engine=self._info.name))
         self._live[request_id] = live
         request = self._request(live, ids, params, watched=on_delta is not None)
+        result: Generation | None = None
+        self.meter.enter()
         try:
-            return await self._converse(live, request, params, on_delta)
+            result = await self._converse(live, request, params, on_delta)
+            return result
         except (ValueError, msgspec.ValidationError) as error:
             raise EngineError(str(error), engine=self._info.name) from error
         except BaseException:
             self._manager.abort_request(rid=live.rid)
             raise
         finally:
+            self.meter.leave(result)
             live.done.set()
             del self._live[request_id]
 
@@ -114,43 +125,28 @@ class EmbeddedEngine:
 
     async def pause(self, mode: PauseMode = "in_place") -> None:
         """Stop sampling; `abort` returns partials, the others continue after `resume`."""
-        from sglang.srt.managers.io_struct import (  # type: ignore[import-not-found, unused-ignore]
-            PauseGenerationReqInput,
-        )
-
-        await self._manager.pause_generation(PauseGenerationReqInput(mode=mode))
+        await self._weights.pause(mode)
+        self._paused_over = tuple(self._live.values())
+        self.meter.pause()
 
     async def resume(self) -> None:
-        """Sample again."""
-        from sglang.srt.managers.io_struct import (  # type: ignore[import-not-found, unused-ignore]
-            ContinueGenerationReqInput,
-        )
-
-        await self._manager.continue_generation(ContinueGenerationReqInput())
+        """Sample again. Where the weights are not known, running requests are given back as aborted first."""
+        await self._weights.resume()
+        self.meter.resume()
 
     async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
-        """Replace the weights and raise the version.
-
-        The cache is emptied where nothing is running; pause with `abort` or `retract` so that nothing is.
+        """Replace the weights and raise the version; see `WeightSink.update`. A cancellation waits until it is done.
 
         Raises:
-            WeightSyncError: SGLang refused; it may hold some of the new weights.
+            WeightSyncError: The weights do not fit, or SGLang refused them; the message says what it holds now.
         """
-        from sglang.srt.managers import io_struct  # type: ignore[import-not-found, unused-ignore]
-
-        payload = await asyncio.to_thread(self._engine._serialize_tensors_per_rank, list(weights), None)
-        request = io_struct.UpdateWeightsFromTensorReqInput(
-            serialized_named_tensors=payload, flush_cache=True, weight_version=str(version)
-        )
-        for step in (
-            self._manager.begin_weight_update(io_struct.BeginWeightUpdateReqInput(), None),
-            self._manager.update_weights_from_tensor(request, None),
-            self._manager.end_weight_update(io_struct.EndWeightUpdateReqInput(), None),
-        ):
-            succeeded, message = await step
-            if not succeeded:
-                raise WeightSyncError(f"{self._info.name}: {message}")
-        self._info = replace(self._info, weight_version=version)
+        older = self._weights.version
+        try:
+            await self._weights.update(weights, version)
+        finally:
+            for live in () if self._weights.cache_dropped else self._paused_over:
+                if (older, version) not in live.crossings:
+                    live.crossings.append((older, version))
 
     async def aclose(self) -> None:
         """Abort everything and end SGLang's processes, and with them every other child of this process."""
@@ -164,12 +160,21 @@ class EmbeddedEngine:
     async def _end_there(self, rid: str) -> None:
         self._manager.abort_request(rid=rid)
 
+    def _admit(self, request_id: str) -> None:
+        problem = "is closed" if self._closed else None
+        if problem is None and self._weights.fault is not None:
+            problem = f"its weights are unknown: {self._weights.fault}"
+        if problem is None and request_id in self._live:
+            problem = f"request id {request_id!r} is in use"
+        if problem is not None:
+            raise EngineError(problem, engine=self._info.name)
+
     def _request(self, live: Live, ids: Sequence[int], params: SamplingParams, *, watched: bool) -> dict[str, Any]:
         """Return the arguments of a request: those of the server's protocol."""
         room = self._info.context_limit - len(ids)
         chunk_tokens = _DELTA_TOKENS if watched else None
         request: dict[str, Any] = msgspec.json.decode(
-            body(b"", params, rid=live.rid, room=room, chunk_tokens=chunk_tokens)
+            body(b"", params, rid=live.rid, room=room, chunk_tokens=chunk_tokens, cache_key=self._weights.cache_key)
         )
         return {**request, "input_ids": list(ids)}
 
@@ -186,24 +191,23 @@ class EmbeddedEngine:
         return self._result(live, params)
 
     async def _take(self, live: Live, request: dict[str, Any], on_delta: OnDelta | None) -> None:
+        from sglang.srt.managers.io_struct import GenerateReqInput  # type: ignore[import-not-found, unused-ignore]
+
         arrived = live.arrived
-        replies = await self._engine.async_generate(**request)
-        async for reply in replies if request["stream"] else _one(replies):
-            before = len(arrived.ids)
-            arrived.take(msgspec.convert(reply, Answer))
-            check_end(arrived.finish, engine=self._info.name)
-            if on_delta is not None and len(arrived.ids) > before:
-                on_delta(arrived.ids[before:])
+        # `Engine.async_generate` does the same, but knows no `extra_key`.
+        async with aclosing(self._manager.generate_request(GenerateReqInput(**request), None)) as replies:
+            async for reply in replies:
+                before = len(arrived.ids)
+                arrived.take(msgspec.convert(reply, Answer))
+                check_end(arrived.finish, engine=self._info.name)
+                if on_delta is not None and len(arrived.ids) > before:
+                    on_delta(arrived.ids[before:])
 
     def _result(self, live: Live, params: SamplingParams) -> Generation:
         arrived, name = live.arrived, self._info.name
         reason = finish_reason(arrived.finish, params.stop, engine=name)
         check_tokens(arrived.ids, self._info.vocab_size, engine=name)
         return live.generation(reason, spans(arrived.meta, len(arrived.ids), self._versions, engine=name))
-
-
-async def _one(reply: Any) -> AsyncIterator[Any]:
-    yield reply
 
 
 def _installed() -> str:
