@@ -23,6 +23,7 @@ from icrl.errors import ConfigError
 
 __all__ = [
     "INSTALL",
+    "RECORD",
     "VERSION",
     "Environment",
     "Record",
@@ -37,7 +38,8 @@ VERSION = "0.5.23"
 INSTALL = "icrl sglang --cpu --install"
 """What makes the environment."""
 _PACKAGE = "icrl.runtime.engines.sglang"
-_RECORD = "icrl-environment.json"
+RECORD = "icrl-environment.json"
+"""The file in it that says what was installed."""
 _OURS = frozenset({"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"})
 """Variables that describe our own interpreter."""
 
@@ -60,9 +62,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     def write(self, directory: Path) -> None:
         """Write it in one step: it is there whole, or not at all."""
-        path = directory / f"{_RECORD}.{os.getpid()}"
+        path = directory / f"{RECORD}.{os.getpid()}"
         path.write_bytes(msgspec.json.encode(self))
-        path.replace(directory / _RECORD)
+        path.replace(directory / RECORD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ def find_environment(directory: Path | None = None) -> Environment:
 def read_record(directory: Path) -> Record | None:
     """Return what an installation wrote into a directory; a record that cannot be read is one of no completed one."""
     try:
-        data = (directory / _RECORD).read_bytes()
+        data = (directory / RECORD).read_bytes()
     except OSError:
         return None
     try:

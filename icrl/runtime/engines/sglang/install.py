@@ -16,6 +16,7 @@ from pathlib import Path
 
 from icrl.errors import ConfigError
 from icrl.runtime.engines.sglang.environment import (
+    RECORD,
     VERSION,
     Environment,
     Record,
@@ -51,8 +52,8 @@ def install(directory: Path | None = None, *, say: Callable[[str], None]) -> Env
         ConfigError: The directory holds something else, the disk is full, or pip failed.
     """
     directory = directory or environment_directory()
-    _check_ours(directory)
     with _only_one(directory, say):
+        _check_ours(directory)  # here: another process may be about to fill it
         try:
             environment = find_environment(directory)
         except ConfigError:
@@ -65,7 +66,8 @@ def _check_ours(directory: Path) -> None:
     """Refuse a directory that we would have to overwrite without having made it."""
     if not directory.exists() or read_record(directory) is not None:
         return
-    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / "pyvenv.cfg").is_file()):
+    foreign = not directory.is_dir() or any(not entry.name.startswith(RECORD) for entry in directory.iterdir())
+    if foreign and not (directory / "pyvenv.cfg").is_file():
         raise ConfigError(f"{directory} is no Python environment; name another place in ICRL_SGLANG_VENV")
 
 

@@ -12,6 +12,7 @@ from icrl.errors import ConfigError
 from icrl.runtime.engines.sglang import install as module
 from icrl.runtime.engines.sglang.environment import (
     INSTALL,
+    RECORD,
     VERSION,
     Record,
     environment_directory,
@@ -135,6 +136,12 @@ def test_an_interrupted_installation_is_seen_and_finished(directory, commands, s
     commands.fails = {}
     assert install(say=lambda line: None) == find_environment()
     assert read_record(directory) == Record.wanted(complete=True)
+
+
+def test_an_interruption_before_the_first_record_is_no_obstacle(directory, commands):
+    directory.mkdir()
+    (directory / f"{RECORD}.77").write_text("{")
+    assert install(say=lambda line: None) == find_environment()
 
 
 def test_a_record_that_is_half_written_is_that_of_an_interruption(directory):
