@@ -98,6 +98,7 @@ class SGLangEngine:
         self._prompts = Prompts()
         self._live: dict[str, Live] = {}
         self._paused_over: tuple[Live, ...] = ()
+        self._version_at_pause = 0
         self._closed = False
         self._connection = ""
         self._facts: ServerFacts | None = None
@@ -258,7 +259,7 @@ class SGLangEngine:
     async def pause(self, mode: PauseMode | None = None) -> None:
         """Stop sampling, in the mode given at construction if not told; see `WeightSink.pause`."""
         await (await self._sink()).pause(mode)
-        self._paused_over = tuple(self._live.values())
+        self._paused_over, self._version_at_pause = tuple(self._live.values()), self.info.weight_version
         self.meter.pause()
 
     async def update(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
@@ -267,18 +268,19 @@ class SGLangEngine:
         Raises:
             WeightSyncError: The server may hold other weights than the version says.
         """
-        sink, older = await self._sink(), self.info.weight_version
+        sink = await self._sink()
         try:
             await sink.update(weights, version)
         finally:
             if isinstance(sink, ServerWeights) and not sink.cache_dropped:
-                newer = sink.version if sink.fault is None else self._versions.number(MIXED)
-                for live in self._paused_over if newer != older else ():
-                    live.crossings.append((older, newer))
+                newer = sink.version if sink.fault is None else FOREIGN
+                for live in self._paused_over:
+                    live.crossings[self._version_at_pause] = newer
 
     async def resume(self) -> None:
         """Sample again."""
         await (await self._sink()).resume()
+        self._paused_over = ()
         self.meter.resume()
 
     def weight_name(self, version: int) -> str:

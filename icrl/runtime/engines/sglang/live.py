@@ -43,8 +43,9 @@ class Live:
     """What has come back."""
     adapter: LoadedAdapter | None = None
     """The LoRA adapter that it names, if any."""
-    crossings: list[tuple[int, int]] = field(default_factory=list)
-    """Older and newer version of every update that found it under way, and let it keep what the older computed."""
+    crossings: dict[int, int] = field(default_factory=dict)
+    """Versions before and after every pause for weights that found it under way, and let it keep what the older
+    computed."""
     started: float = field(default_factory=time.monotonic)
     """When it began, in seconds of the monotonic clock."""
     aborted: bool = False
@@ -65,7 +66,7 @@ class Live:
 
     def generation(self, reason: FinishReason, spans: tuple[VersionSpan, ...]) -> Generation:
         """Return what has arrived."""
-        for older, newer in self.crossings:
+        for older, newer in self.crossings.items():
             spans = crossed(spans, older, newer)
         return Generation(
             ids=tuple(self.arrived.ids),

@@ -16,7 +16,7 @@ from typing import Any
 
 from icrl.errors import WeightSyncError, nearest
 
-__all__ = ["Manifest", "as_announced", "check_fit", "find_checkpoint", "read_manifest"]
+__all__ = ["Manifest", "accept", "as_announced", "check_fit", "find_checkpoint", "read_manifest"]
 
 TIED = "lm_head.weight"
 """May be left out, or sent again, where the output layer is the embedding."""
@@ -91,6 +91,35 @@ def _tied(directory: Path) -> bool:
     except (OSError, ValueError):
         return False
     return bool(config.get("tie_word_embeddings", False))
+
+
+def accept(given: Mapping[str, Any], manifest: Manifest | None) -> Manifest:
+    """Refuse an update that does not fit, before any of it is loaded.
+
+    Args:
+        given: By name, anything with a `shape` and a `dtype`.
+        manifest: What the model is made of, where that is known.
+
+    Returns:
+        What the next update has to fit once this one has succeeded.
+
+    Raises:
+        WeightSyncError: It is empty, of another type, or does not fit.
+
+    Example:
+        >>> accept({}, None)
+        Traceback (most recent call last):
+        icrl.errors.WeightSyncError: no weights were given
+    """
+    if not given:
+        raise WeightSyncError("no weights were given")
+    for name, tensor in given.items():
+        if not tensor.dtype.is_floating_point:
+            raise WeightSyncError(f"{name}: {tensor.dtype} is not a floating type")
+    if manifest is None:
+        return Manifest(shapes={name: tuple(tensor.shape) for name, tensor in given.items()})
+    check_fit(given, manifest)
+    return manifest
 
 
 def check_fit(given: Mapping[str, Any], manifest: Manifest) -> None:

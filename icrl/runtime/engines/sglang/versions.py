@@ -94,7 +94,8 @@ def crossed(spans: tuple[VersionSpan, ...], older: int, newer: int) -> tuple[Ver
     A server computes a step while it reports the one before. So at a pause a token of every request has been sampled
     and not been counted; the server counts it to the weights that come next, and if it is the first, all of the
     request. It is counted here to the weights that sampled it. A request that was only waiting may find, under its
-    key, what the older weights left in the cache; so its first token stands for them, too.
+    key, what the older weights left in the cache; so its first token stands for them, too. (It does as well where a
+    server was told not to compute ahead.)
 
     Args:
         spans: What the server says.

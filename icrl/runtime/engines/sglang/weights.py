@@ -16,8 +16,8 @@ from icrl.runtime.engines.sglang.client import Client
 from icrl.runtime.engines.sglang.facts import ServerFacts
 from icrl.runtime.engines.sglang.manifest import (
     Manifest,
+    accept,
     as_announced,
-    check_fit,
     find_checkpoint,
     read_manifest,
 )
@@ -234,22 +234,10 @@ class ServerWeights:
         return f"what {where} holds is not known ({self.fault}); send the weights again, or restart it"
 
     async def _fitting(self, layout: Mapping[str, Any]) -> Manifest:
-        """Compare with the model's tensors, or where those cannot be read, with those of the last update.
-
-        Returns:
-            What the next update has to fit once this one has succeeded.
-        """
-        if not layout:
-            raise WeightSyncError("no weights were given")
-        for name, tensor in layout.items():
-            if not tensor.dtype.is_floating_point:
-                raise WeightSyncError(f"{name}: {tensor.dtype} is not a floating type")
+        """Compare with the model's tensors, or where those cannot be read, with those of the last update."""
         if self._manifest is None:
             await asyncio.to_thread(self._read_checkpoint)
-        if self._manifest is not None:
-            check_fit(layout, self._manifest)
-            return self._manifest
-        return Manifest(shapes={name: tuple(tensor.shape) for name, tensor in layout.items()})
+        return accept(layout, self._manifest)
 
     def _read_checkpoint(self) -> None:
         self._checkpoint = find_checkpoint(self._facts.model_path, self._facts.tokenizer_path)
