@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
 
+from forward_pass import ROUNDING
 from safetensors.torch import load_file  # brings torch, which nobody may import inside a loop
 
 from icrl.runtime.engines.adapter import Adapter
@@ -42,20 +44,31 @@ def base_model() -> Any:
     return AutoModelForCausalLM.from_pretrained(BASE_DIR, dtype="float32").eval()
 
 
+@functools.cache
+def exact_model() -> Any:
+    return copy.deepcopy(base_model()).double()
+
+
 def full_pass(prompt: Sequence[int], ids: Sequence[int], temperature: float) -> list[float]:
-    """Log-probabilities from one ordinary forward pass."""
+    """Log-probabilities from one ordinary forward pass, in float64: what is examined rounds, this does not."""
     import torch
 
     with torch.inference_mode():
-        logits = base_model()(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        logits = exact_model()(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
     return (logits / (temperature or 1.0)).log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
 
 
 def base_subject(engine: Any, **known: Any) -> Subject:
     """The embedded model: it asks itself questions for ever, and answers one that it is asked."""
-    base_model()
+    exact_model()
     (asked,) = WORDS.render([Message(role="user", content="What is the code of Rikor?")])
-    known = {"weights": lambda: base_weights().items(), "logprobs": full_pass, "long_tokens": 150, **known}
+    known = {
+        "weights": lambda: base_weights().items(),
+        "logprobs": full_pass,
+        "tolerance": ROUNDING,
+        "long_tokens": 600,
+        **known,
+    }
     return Subject(
         engine=engine, tokenizer=WORDS, prompt=WORDS.encode("Question:"), ending=WORDS.encode(asked), **known
     )

@@ -103,10 +103,10 @@ async def test_a_model_in_this_process_has_no_engines(serve):
 
 
 async def test_an_engine_that_hangs_neither_fails_nor_holds_a_scrape(serve, monkeypatch):
-    monkeypatch.setattr(engines, "ANSWER_S", 0.1)
     async with SGLangStub(lambda ids: ANSWER) as stub:
         client = await serve(lambda: Agent(SGLangEngine(stub.address, tokenizer=ByteTokenizer()), tools=[]))
         assert (await shown(client))[0]["up", stub.address] == 1
+        monkeypatch.setattr(engines, "ANSWER_S", 0.1)
         monkeypatch.setattr(stub, "_control", lambda http: asyncio.Event().wait())
         started = time.monotonic()
         scrapes = await asyncio.gather(*(shown(client) for _ in range(5)))

@@ -112,12 +112,12 @@ async def test_a_client_that_goes_away_while_the_model_speaks_ends_the_engines_w
 @pytest.mark.parametrize(("path", "body"), STREAMS)
 async def test_heartbeats_while_a_tool_works(serve, path, body):
     client = await serve(
-        ["<echo> x </echo>", "<answer> x </answer>"], agent={"tools": [EchoTool(latency_s=0.2)]}, heartbeat_s=0.03
+        ["<echo> x </echo>", "<answer> x </answer>"], agent={"tools": [EchoTool(latency_s=0.6)]}, heartbeat_s=0.03
     )
     response = await client.post(path, json=body | {"stream": True})
     events = [event async for event in sent(response)]
     silences = [i for i, event in enumerate(events) if event.data is None]
-    assert 2 <= len(silences) <= 8
+    assert 2 <= len(silences) <= 24
     assert silences == list(range(silences[0], silences[-1] + 1)), "only while nothing else is told"
 
 

@@ -222,11 +222,10 @@ async def test_a_place_in_the_queue_lasts_no_longer_than_a_request():
     service = await started(
         Opener(["<hang> <text>x</text> </hang>"], tool=HangingTool), max_running=1, request_timeout_s=0.05
     )
-    first = asyncio.create_task(answer(service, "a"))
-    await until(lambda: service.live)
-    with pytest.raises(Problem, match="no slot became free in time"):
-        await answer(service, "b")
-    assert (await first).stop_reason is StopReason.DEADLINE
+    async with service.admitted("a"):
+        with pytest.raises(Problem, match="no slot became free in time"):
+            await answer(service, "b")
+    assert (await answer(service, "a")).stop_reason is StopReason.DEADLINE
     await service.aclose()
 
 

@@ -19,7 +19,9 @@ PROMPT = [5, 6, 7, 8]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6)
 LARGER = 1.05
 """Of all weights, so that others are sampled."""
-LONG = SamplingParams(temperature=1.0, max_tokens=1500)
+ENDLESS = [1207, 28]
+"""`Question:`, behind which the embedded model asks itself questions for ever."""
+LONG = SamplingParams(temperature=0.0, max_tokens=600)
 
 
 def plain(generation):
@@ -33,10 +35,10 @@ def plain(generation):
 
 
 async def begun(engine, request_id):
-    """Begin a long request, and return once it has sampled something; given time, it may end by itself."""
+    """Begin a long request, and return once it has sampled something."""
     sampled = asyncio.Event()
     running = asyncio.create_task(
-        engine.generate(PROMPT, LONG, request_id=request_id, on_delta=lambda new: sampled.set())
+        engine.generate(ENDLESS, LONG, request_id=request_id, on_delta=lambda new: sampled.set())
     )
     await sampled.wait()
     return running
@@ -71,6 +73,7 @@ async def main(engine, model):
     deltas = []
     streamed = await engine.generate(PROMPT, GREEDY, request_id="b", on_delta=deltas.extend)
     found["streamed"], found["deltas"] = plain(streamed), deltas
+    found["endless"] = ENDLESS
     found["refusals"] = [await refusal(engine, []), await refusal(engine, [engine.info.vocab_size])]
     async with asyncio.TaskGroup() as group:
         many = [group.create_task(engine.generate(PROMPT, GREEDY, request_id=f"m{i}")) for i in range(8)]
@@ -80,7 +83,7 @@ async def main(engine, model):
     await engine.abort("long")
     found["aborted"] = plain(await running)
 
-    running = asyncio.create_task(engine.generate(PROMPT, LONG, request_id="cancelled"))
+    running = asyncio.create_task(engine.generate(ENDLESS, LONG, request_id="cancelled"))
     await asyncio.sleep(0.2)
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):

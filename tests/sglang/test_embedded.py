@@ -45,7 +45,7 @@ def test_it_is_an_engine_with_the_models_limits(found):
     assert found["limits"] == [config["vocab_size"], config["max_position_embeddings"]]
 
 
-def expected(ids, *, larger=1.0):
+def expected(ids, *, prompt=(5, 6, 7, 8), larger=1.0):
     """The log-probability of every token behind the prompt, and of the likeliest there, by a full forward pass."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -54,7 +54,7 @@ def expected(ids, *, larger=1.0):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(larger)
-        logprobs = model(torch.tensor([[5, 6, 7, 8, *ids]])).logits[0, 3:-1].log_softmax(-1)
+        logprobs = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     return logprobs.gather(1, torch.tensor(ids)[:, None])[:, 0].tolist(), logprobs.max(-1).values.tolist()
 
 
@@ -81,7 +81,7 @@ def test_requests_that_would_crash_it_are_refused(found):
 def test_an_abort_returns_what_was_sampled(found):
     aborted = found["aborted"]
     assert aborted["finish"] == "abort"
-    assert 0 < len(aborted["ids"]) == len(aborted["logprobs"]) < 1500
+    assert 0 < len(aborted["ids"]) == len(aborted["logprobs"]) < 600
 
 
 def test_a_request_that_spans_an_update_knows_the_version_of_each_token(found):
@@ -95,7 +95,7 @@ def test_tokens_of_a_request_that_spans_one_in_place_are_of_the_weights_that_the
     (old, start, middle), (new, again, end) = crossing["versions"]
     assert (old, start, new) == (4, 0, 5)
     assert 0 < middle == again < end == len(crossing["ids"])
-    sampled, _ = expected(crossing["ids"])
+    sampled, _ = expected(crossing["ids"], prompt=found["endless"])
     assert crossing["logprobs"][:middle] == pytest.approx(sampled[:middle], abs=1e-4)
     assert crossing["logprobs"][middle:] != pytest.approx(sampled[middle:], abs=1e-3)
 

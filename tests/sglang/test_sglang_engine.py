@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from icrl.runtime.engines.sglang.engine import SGLangEngine
 from icrl.tiny import BASE_DIR
 from icrl.tokenizer import ChatTokenizer
 from icrl.trajectory import Generation, VersionSpan
-from icrl.types import SamplingParams
+from icrl.types import Message, SamplingParams
 
 pytestmark = pytest.mark.sglang
 
@@ -118,7 +119,9 @@ async def test_a_stop_string_inside_a_token_keeps_the_token(
     assert stopped.logprobs == pytest.approx(free.logprobs[: at + 1], abs=NOISE)
 
 
-async def test_the_end_token_is_kept(engine: SGLangEngine, tokenizer: ChatTokenizer, prompt: list[int]) -> None:
+async def test_the_end_token_is_kept(engine: SGLangEngine, tokenizer: ChatTokenizer) -> None:
+    (text,) = tokenizer.render([Message(role="user", content="What is the code of Rikor?")])
+    prompt = tokenizer.encode(text)
     params = SamplingParams(temperature=0.7, max_tokens=400)
     replies = await asyncio.gather(*(engine.generate(prompt, params, request_id=f"r/{i}") for i in range(8)))
     ended = [reply for reply in replies if reply.finish_reason == "eos"]
@@ -128,7 +131,8 @@ async def test_the_end_token_is_kept(engine: SGLangEngine, tokenizer: ChatTokeni
         assert not set(reply.ids[:-1]) & tokenizer.eos_ids
 
 
-async def test_the_second_turn_is_mostly_cached(engine: SGLangEngine, prompt: list[int]) -> None:
+async def test_the_second_turn_is_mostly_cached(engine: SGLangEngine) -> None:
+    prompt = random.choices(range(100, 2000), k=24)  # of no other test, whose replies might be found, too
     first = await engine.generate(prompt, SamplingParams(max_tokens=16), request_id="t/0", session="t")
     turn = [*prompt, *first.ids, *prompt[:5]]
     second = await engine.generate(turn, SamplingParams(max_tokens=4), request_id="t/1", session="t")
@@ -161,9 +165,13 @@ async def test_an_abort_overtakes_the_request_and_a_cancelled_one_leaves_the_ser
     await asyncio.sleep(0)
     await engine.abort("r")
     assert len((await pending).ids) < 200
-    pending = asyncio.create_task(engine.generate(prompt, LONG, request_id="r"))
-    await asyncio.sleep(0.3)
-    pending.cancel()
+    async with asyncio.timeout(60):
+        while True:  # until one has not ended by itself
+            pending = asyncio.create_task(engine.generate(prompt, LONG, request_id="r"))
+            while not (pending.done() or (await engine.probe()).running):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            if pending.cancel():
+                break
     with pytest.raises(asyncio.CancelledError):
         await pending
     again = await engine.generate(prompt, SamplingParams(max_tokens=4), request_id="r")

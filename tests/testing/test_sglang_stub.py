@@ -135,10 +135,10 @@ async def test_a_client_that_goes_away_takes_its_request_along(client):
 
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 async def test_a_request_that_spans_an_update_says_so(client, mode, tmp_path):
-    async with SGLangStub(Babble(), capacity=Capacity(tokens_per_s_per_request=500)) as stub:
+    async with SGLangStub(Babble(), capacity=Capacity(tokens_per_s_per_request=50)) as stub:
         task = asyncio.ensure_future(say(client, stub, max_new_tokens=60))
         await until(lambda: stub.live)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
         paused = await ask(client, stub, "/pause_generation", mode=mode)
         assert paused == (200, {"message": "Generation paused successfully.", "status": "ok"})
         assert (await ask(client, stub, "/flush_cache?timeout=0.01"))[0] == 400
@@ -152,6 +152,7 @@ async def test_a_request_that_spans_an_update_says_so(client, mode, tmp_path):
         assert (status, done["message"]) == (200, "Succeeded to update model weights. Weight version updated to 7.")
         assert not task.done()
         assert "late" not in stub.live
+        stub.capacity = None
         await ask(client, stub, "/continue_generation")
         meta = (await task)[1]["meta_info"]
         (old, new), (one,) = meta["weight_versions"], (await late)[1]["meta_info"]["weight_versions"]
@@ -171,8 +172,8 @@ async def test_pausing_may_abort(client):
 
 async def test_updates_wait_for_requests_unless_these_are_aborted(client, tmp_path):
     async with SGLangStub(Babble(), capacity=Capacity(tokens_per_s_per_request=400)) as stub:
-        for abort, reason in ((False, "length"), (True, "abort")):
-            task = asyncio.ensure_future(say(client, stub, max_new_tokens=40))
+        for abort, reason, count in ((False, "length", 40), (True, "abort", 4000)):
+            task = asyncio.ensure_future(say(client, stub, max_new_tokens=count))
             await until(lambda: stub.live)
             update = {"model_path": str(tmp_path), "abort_all_requests": abort}
             assert (await ask(client, stub, "/update_weights_from_disk", **update))[0] == 200

@@ -114,7 +114,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         _check(connection)
         # A commit survives the process; only a power cut may cost the last ones.
-        connection.execute("PRAGMA journal_mode = WAL")
+        _insist(connection, "PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.executescript(_SCHEMA)
     except BaseException:
@@ -130,3 +130,12 @@ def _check(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if tables and (owner, version) != (APPLICATION_ID, VERSION):
         raise sqlite3.DatabaseError("it is another kind of database")
+
+
+def _insist(connection: sqlite3.Connection, statement: str) -> None:
+    """Repeat what another process forbids just now; a change of the journal is refused at once, however long BUSY_S."""
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+
+    locked = retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error))
+    again = Retrying(retry=locked, wait=wait_random(0.005, 0.05), stop=stop_after_delay(BUSY_S), reraise=True)
+    again(connection.execute, statement)

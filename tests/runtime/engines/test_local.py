@@ -374,8 +374,9 @@ async def test_after_an_update_nothing_old_is_reused(engine: LocalEngine, refere
 async def test_keys_of_older_weights_are_not_left_to_the_session(
     engine: LocalEngine, reference: Callable[..., Any]
 ) -> None:
+    weights = changed_weights(reference())
     task = await started(engine, "1", session="s")
-    await engine.update(changed_weights(reference()).items(), 1)
+    await engine.update(weights.items(), 1)
     generation = await task
     assert {span.version for span in generation.versions} == {0, 1}
     longer = [*prompt(0), *generation.ids]

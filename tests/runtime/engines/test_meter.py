@@ -97,7 +97,7 @@ async def test_one_of_two_servers_that_works_is_half_a_pool():
 
 
 async def test_what_a_lost_server_sampled_and_a_cancelled_request_are_counted_and_nothing_stays_under_way():
-    speed = Capacity(tokens_per_s_per_request=400.0)
+    speed = Capacity(tokens_per_s_per_request=40.0)
     async with SGLangStub(lambda ids: "w" * 5000, capacity=speed) as stub:
         engine = SGLangEngine(stub.address, tokenizer=ByteTokenizer())
         await engine.start()
@@ -128,6 +128,7 @@ async def test_a_server_that_is_paused_for_new_weights_is_idle():
         first = engine.meter.read()
         await asyncio.sleep(0.05)
         assert engine.meter.read().busy_s == first.busy_s > 0
+        stub.capacity = None
         await engine.resume()
         assert len((await asked).ids) == 40
         then = engine.meter.read()

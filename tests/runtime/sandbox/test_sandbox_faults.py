@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -41,7 +42,7 @@ async def test_a_zygote_that_is_killed_is_replaced():
 async def test_programs_in_flight_survive_the_death_of_their_zygote():
     async with Sandbox("light", "plain", max_concurrency=4) as box:
         first = zygote(box)
-        tasks = [asyncio.create_task(box.run(f"import time\ntime.sleep(0.3)\n{n}", timeout_s=30)) for n in range(4)]
+        tasks = [asyncio.create_task(box.run(f"import time\ntime.sleep(1.0)\n{n}", timeout_s=30)) for n in range(4)]
         await eventually(lambda: len(children_of(first)) == 4)
         children = children_of(first)
         os.kill(first, signal.SIGKILL)
@@ -75,7 +76,7 @@ async def test_zygotes_that_keep_dying_are_an_error_and_not_a_loop():
 
 
 async def test_a_zygote_that_hangs_is_replaced(monkeypatch):
-    monkeypatch.setattr(child_module, "_GRACE_S", 0.2)
+    monkeypatch.setattr(child_module, "_GRACE_S", 2.0)
     async with Sandbox("light", "plain") as box:
         first = zygote(box)
         os.kill(first, signal.SIGSTOP)
@@ -231,11 +232,12 @@ async def test_the_loop_turns_while_programs_run():
                 await asyncio.sleep(0)
                 longest = max(longest, loop.time() - before)
 
+        gc.collect()  # or half a second of it may fall into what follows
         watcher = asyncio.create_task(watch())
         flood = "import os\nwhile True: os.write(1, b'x' * 100)"
-        await asyncio.gather(*(box.run(code, timeout_s=0.5) for code in [flood, "10 ** (10 ** 9)"] * 4))
+        await asyncio.gather(*(box.run(code, timeout_s=1.5) for code in [flood, "10 ** (10 ** 9)"] * 4))
         watcher.cancel()
-        assert longest < 0.4
+        assert longest < 1.2, "less than a program takes"
 
 
 async def test_a_start_that_fails_is_tried_again_by_the_next_program(monkeypatch):

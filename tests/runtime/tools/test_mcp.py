@@ -113,7 +113,7 @@ async def test_retries_reach_the_new_server(monkeypatch):
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
     policy = ToolPolicy(timeout_s=20.0, retries=1)
     toolbox = Toolbox(await rough(policy=policy).tools())
-    waiting = asyncio.create_task(ask(toolbox, "wait", seconds=0.3))
+    waiting = asyncio.create_task(ask(toolbox, "wait", seconds=2.0))
     await asyncio.sleep(0.1)
     os.kill(int((await ask(toolbox, "pid")).text), 9)
     assert (await waiting).text == "rested"

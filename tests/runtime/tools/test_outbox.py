@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from watched import until
 
 from icrl.runtime.tools.outbox import Outbox
 from icrl.runtime.tools.threads import Threads
@@ -55,7 +56,9 @@ async def test_a_failure_reaches_whoever_comes_next(disk):
     outbox: Outbox[int] = Outbox(disk.store, threads=threads)
     disk.fails = True
     outbox.put(1)
-    await asyncio.sleep(0.02)
+    writer = outbox._writer
+    assert writer is not None
+    await until(writer.done)
     with pytest.raises(OSError, match="full"):
         outbox.put(2)
     with pytest.raises(OSError, match="full"):

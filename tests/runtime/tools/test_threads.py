@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from watched import until
 
 from icrl.errors import ToolError
 from icrl.runtime.tools.threads import Threads
@@ -39,15 +40,18 @@ async def test_limit_bounds_what_runs_at_once():
 
 
 async def test_abandoned_function_keeps_its_thread_visible_until_it_ends():
-    threads, release, ended = Threads(name="t", limit=1), threading.Event(), threading.Event()
+    threads = Threads(name="t", limit=1)
+    started, release, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hang() -> None:
+        started.set()
         release.wait(5)
         ended.set()
 
+    hanging = asyncio.create_task(threads.run(hang))
+    await until(started.is_set)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
-            await threads.run(hang)
+        await asyncio.wait_for(hanging, 0.02)
     assert threads.busy == 1
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):

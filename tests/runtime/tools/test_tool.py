@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import get_type_hints
 
 import pytest
+from watched import until
 
 from icrl.errors import ConfigError, ToolArgumentError, ToolError
 from icrl.runtime.tools.tool import PolicySettings, Tool, ToolPolicy, ToolSpec, close, tool
@@ -119,17 +120,19 @@ async def test_plain_function_runs_in_a_thread_and_closing_ends_it():
 
 
 async def test_hung_plain_function_is_counted_until_it_ends():
-    release = threading.Event()
+    started, release = threading.Event(), threading.Event()
 
     @tool(description="Hang.")
     def hang() -> str:
+        started.set()
         release.wait(5)
         return "late"
 
     assert hang.busy == 0
+    hanging = asyncio.ensure_future(hang({}))
+    await until(started.is_set)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
-            await hang({})
+        await asyncio.wait_for(hanging, 0.02)
     assert hang.busy == 1
     release.set()
     while hang.busy:  # noqa: ASYNC110

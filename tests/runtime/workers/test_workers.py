@@ -216,9 +216,10 @@ async def test_a_factory_that_raises_or_dies_tells_every_caller(make):
 
 
 async def test_a_slow_start_outlasts_the_request_that_caused_it(make):
-    workers = make("worker_functions:slow", 0.5)
+    workers, none = make("worker_functions:slow", 0.5), processes_of(os.getpid())
     with pytest.raises(TimeoutError):
         await workers.run(1, timeout_s=0.1)
+    await until(lambda: processes_of(os.getpid()) != none)
     before = processes_of(os.getpid())
     assert await workers.run(2, timeout_s=LONG) == 2
     assert processes_of(os.getpid()) == before

@@ -120,8 +120,8 @@ async def test_a_server_that_fails_at_its_start_is_quoted(monkeypatch):
 
 async def test_a_server_that_is_never_ready_is_ended_and_its_last_answer_is_told(monkeypatch):
     monkeypatch.setenv("FAKE_SGLANG", "never")
-    with pytest.raises(EngineError, match=r"was not ready after 1.5 s \(/health: 503\); the end of its log"):
-        async with running_server("m", cpu=True, startup_s=1.5, grace_s=0.3):
+    with pytest.raises(EngineError, match=r"was not ready after 6 s \(/health: 503\); the end of its log"):
+        async with running_server("m", cpu=True, startup_s=6, grace_s=0.3):
             pytest.fail("it did not get ready")
 
 

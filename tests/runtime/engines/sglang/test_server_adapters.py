@@ -138,7 +138,6 @@ def max_loaded(stub):
 async def test_an_update_that_finds_no_room_says_who_is_in_the_way(stub, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     engine = SGLangEngine(stub.address, tokenizer=ByteTokenizer(), adapters="lora", directory=tmp_path)
-    engine._adapters._timeout_s = 0.05
     await engine.start()
     await send(engine, 1)
     await send(engine, 2)
@@ -146,8 +145,10 @@ async def test_an_update_that_finds_no_room_says_who_is_in_the_way(stub, tmp_pat
     await until(lambda: len(stub.adapters.loaded) == 1)
     await send(engine, 3)
     await send(engine, 4)
+    patience_s, engine._adapters._timeout_s = engine._adapters._timeout_s, 0.05
     with pytest.raises(WeightSyncError, match=r"5 was not loaded; .* goes on with version 4: the server takes 3"):
         await send(engine, 5)
+    engine._adapters._timeout_s = patience_s
     assert versions(await ask(engine, "r")) == [(4, 0, 3)]
     stub.refuse("/unload_lora_adapter", times=0)
     await send(engine, 5)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from raw_server import CHUNKED, ENDLESS, MEBI, OK, Server, asked, listening, streamed, take_request
+from watched import until
 
 from icrl.errors import EngineError
 from icrl.runtime.engines.sglang import connection, connections
@@ -119,7 +120,7 @@ async def test_bytes_after_a_reply_end_the_connection(surplus: bytes, late: bool
     async with asked(handler) as client:
         for _ in range(2):
             assert await client.post("/x", timeout_s=5) == b"ok"
-            await asyncio.sleep(0.05)
+            await until(lambda: not client._connections._idle)
     assert count == 2
 
 

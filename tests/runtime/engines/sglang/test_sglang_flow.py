@@ -219,11 +219,11 @@ async def test_a_reply_that_nobody_reads_is_not_received() -> None:
             sent += MEBI
         writer.close()
 
-    async with asked(handler) as client, client.stream("/x", b"{}", stall_s=0.1) as reply:
+    async with asked(handler) as client, client.stream("/x", b"{}", stall_s=1.0) as reply:
         before = -1
         while before < sent:
             before = sent
-            await asyncio.sleep(0.2)  # longer than a stall, which this is none of
+            await asyncio.sleep(1.2)  # longer than a stall, which this is none of
         assert sent < total / 2
         assert sum([len(piece) async for piece in reply]) == total
 

@@ -296,16 +296,18 @@ async def test_sampled_ids_outside_the_vocabulary_are_refused() -> None:
 async def test_a_request_that_lives_through_an_update_says_which_weights_sampled_what(
     config: SGLangConfig, tmp_path: Path
 ) -> None:
-    async with serving(lambda ids: [65] * 30, config=config, capacity=SLOW) as (stub, engine):
+    slow = Capacity(tokens_per_s=1000, tokens_per_s_per_request=20)
+    async with serving(lambda ids: [65] * 30, config=config, capacity=slow) as (stub, engine):
         pending = asyncio.create_task(engine.generate(PROMPT, SamplingParams(), request_id="r"))
         await reach(lambda: bool(stub.live))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.2)
         await engine.client.post("/pause_generation", {"mode": "in_place"}, timeout_s=5)
         await engine.client.post(
             "/update_weights_from_disk",
             {"model_path": str(tmp_path), "weight_version": "3", "flush_cache": False},
             timeout_s=5,
         )
+        stub.capacity = None
         await engine.client.post("/continue_generation", timeout_s=5)
         reply = await pending
     assert [span.version for span in reply.versions] == [0, 3]

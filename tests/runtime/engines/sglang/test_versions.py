@@ -95,13 +95,14 @@ async def test_two_runs_that_send_the_same_number_notice_each_other(
 async def test_a_request_that_another_run_interrupts_is_not_half_ours(
     stub: SGLangStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stub.capacity = Capacity(tokens_per_s=1000, tokens_per_s_per_request=200)
+    stub.capacity = Capacity(tokens_per_s=1000, tokens_per_s_per_request=20)
     async with process(stub, monkeypatch, "aaaaaaaa") as a, process(stub, monkeypatch, "bbbbbbbb") as b:
         await push(a, model(), 4)
         asking = asyncio.create_task(ask(a))
         await until(lambda: bool(stub.live))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
         await push(b, model(), 4)
+        stub.capacity = None
         with pytest.raises(LostRequest, match="4@bbbbbbbb"):
             await asking
 

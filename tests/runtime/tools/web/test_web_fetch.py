@@ -18,7 +18,7 @@ from icrl.types import ToolCall, ToolResult
 @pytest.fixture
 async def toolbox(fake: FakeWeb) -> AsyncIterator[Toolbox]:
     settings = FetchSettings(
-        urls=UrlPolicy(ports=(fake.port,)), hosts=HostLimits(interval_s=0), max_bytes=5000, timeout_s=5.0
+        urls=UrlPolicy(ports=(fake.port,)), hosts=HostLimits(interval_s=0), max_bytes=5000, timeout_s=20.0, processes=1
     )
     toolbox = Toolbox([FetchTool(PageFetcher(settings, allow_address=lambda _: True), max_chars=300)])
     yield toolbox
@@ -26,7 +26,7 @@ async def toolbox(fake: FakeWeb) -> AsyncIterator[Toolbox]:
 
 
 async def fetch(toolbox: Toolbox, url: str) -> ToolResult:
-    return await toolbox.run(ToolCall(name="fetch", arguments={"url": url}), deadline_s=10.0)
+    return await toolbox.run(ToolCall(name="fetch", arguments={"url": url}), deadline_s=30.0)
 
 
 async def test_a_page_stands_between_rules_with_its_address(fake, toolbox):
