@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from icrl.errors import ConfigError
 from icrl.runtime.engines.loading import SMALL
+from icrl.seeds import seed_for
 from icrl.train.batch import batch_of
 from icrl.train.config import LoraConfig, TrainConfig
 from icrl.train.curriculum import Stages
@@ -82,6 +83,9 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         if self.beta != 0.0:
             batch["ref_per_token_logps"] = self._reference_logprobs(batch)
+        # TRL shuffles the rows next, and the order tells in the last digits. It has to be that of the step: what is
+        # saved after Ctrl-C has the generator of the middle of the next one.
+        torch.manual_seed(seed_for(self.args.seed, "rows", self.state.global_step))
         return batch
 
     def _reference_logprobs(self, batch: dict[str, Any]) -> torch.Tensor:

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from demo import BREAKS, HOSTILE, RIVER, agent
+from watched import until
 
 from icrl.serve.config import ServeConfig
 from icrl.serve.server import running
@@ -111,13 +112,30 @@ async def test_escape_stops_a_stream_and_keeps_its_words(look):
     assert not visit.server.service.live
 
 
+def said(engine):
+    """All that is being said."""
+    return "".join(engine.tokenizer.decode(live.ids) for live in engine._live.values())
+
+
+async def still(element, what):
+    """Return something of the page once it does not change any more."""
+    before, now = None, await element.evaluate(what)
+    while now != before:
+        await asyncio.sleep(0.2)
+        before, now = now, await element.evaluate(what)
+    return now
+
+
 async def test_a_reader_who_scrolled_up_is_left_alone(look):
     visit = await look(latency_s=2.0, options={"viewport": {"width": 700, "height": 420}})
     page, engine = visit.page, visit.server.service.agent.model.engine
     log = page.locator("#log")
     answer = await visit.ask(STORY, wait=False)
-    await expect(answer.locator(".words")).to_contain_text("Line 60 of")
+    await until(lambda: "Line 60 of" in said(engine))
     await engine.pause()
+    *_, last = re.findall(r"Line \d+ of", said(engine))
+    await expect(answer.locator(".words")).to_contain_text(last)
+    await still(answer.locator(".words"), "words => words.textContent")
     assert await log.evaluate(DISTANCE) < 8
     await log.hover()
     await page.mouse.wheel(0, -200)
@@ -126,7 +144,7 @@ async def test_a_reader_who_scrolled_up_is_left_alone(look):
             await asyncio.sleep(0.02)
     latest = page.get_by_role("button", name="Go to the latest")
     await expect(latest).to_be_hidden()
-    before = await log.evaluate("log => log.scrollTop")
+    before = await still(log, "log => log.scrollTop")
     await engine.resume()
     await expect(latest).to_be_visible()
     await expect(answer).not_to_have_attribute("aria-busy", "true")
@@ -213,12 +231,12 @@ async def test_a_server_that_went_away_is_found_again_and_told_the_conversation(
     answer = await visit.ask("And who is its mayor?")
     await expect(answer.get_by_role("alert")).to_contain_text("The server cannot be reached.")
     await expect(visit.page.locator("#state")).to_have_text("not reachable, trying again …")
-    await visit.page.unroute("**/*")
     # What stands in for the server at its address has another one of its own.
     settings = ServeConfig(port=0, access_log=False, name="again", cors_origin=(visit.server.address,))
     async with running(settings, agent) as fresh:
         await fresh.loading
         other = int(fresh.address.rsplit(":", 1)[1])
+        await visit.page.unroute("**/*")
         move = lambda route: route.continue_(url=route.request.url.replace(str(port), str(other)))  # noqa: E731
         await visit.page.route("**/*", move)
         await expect(visit.page.locator("#state")).to_have_text("again with search")

@@ -47,7 +47,7 @@ def launch(world, *arguments):
 def end(processes):
     """Wait for all; return what each printed and its exit code."""
     try:
-        printed = [process.communicate(timeout=100)[1] for process in processes]
+        printed = [process.communicate(timeout=140)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

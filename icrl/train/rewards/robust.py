@@ -45,7 +45,8 @@ def normalize_robustly(text: str) -> str:
 
 def _plain_marks(text: str) -> str:
     text = _FRACTION.sub(r" \g<0>", _POWER.sub(r"^\g<0>", text))
-    text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_DASHES)
+    # NFKC takes some quotes apart, and makes others.
+    text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_QUOTES | _DASHES)
     return "".join(c for c in text.replace("⁄", "/") if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace())
 
 

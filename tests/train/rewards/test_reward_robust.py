@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from judged import asked
 
@@ -62,6 +62,8 @@ def test_what_means_something_else_does_not_match(one, other):
 
 
 @given(st.text() | st.text(st.sampled_from("aAnthe .,-_!é\t“½⁵²3/1,000'’−İßﬃ\u0301\u0327%\u00ad\u200b´ơ")))
+@example("\u0149")
+@example("\u1fef")
 def test_normalisation_is_idempotent(text):
     once = normalize_robustly(text)
     assert normalize_robustly(once) == once
