@@ -111,9 +111,8 @@ class EmbeddedEngine:
         try:
             result = await self._converse(live, ids, params, on_delta)
             if any(span.version == FOREIGN for span in result.versions):
-                raise LostRequest(
-                    f"its weights are unknown: {self._weights.fault}", engine=self._info.name, partial=result
-                )
+                why = "some of it was sampled by unknown weights: an update failed half-way"
+                raise LostRequest(why, engine=self._info.name, partial=result)
             return result
         except (ValueError, msgspec.ValidationError) as error:
             raise EngineError(str(error), engine=self._info.name) from error

@@ -102,12 +102,14 @@ class EmbeddedWeights:
         """
         from sglang.srt.managers import io_struct  # type: ignore[import-not-found, unused-ignore]
 
-        if self.fault is not None:
-            self._manager.abort_request(abort_all=True)
-            unknown = io_struct.UpdateWeightVersionReqInput(new_version=MIXED)
-            await self._ask(self._manager.update_weight_version(unknown), CONTROL_S)
-        await self._ask(self._manager.continue_generation(io_struct.ContinueGenerationReqInput()), CONTROL_S)
-        self.open.set()
+        try:
+            if self.fault is not None:
+                self._manager.abort_request(abort_all=True)
+                unknown = io_struct.UpdateWeightVersionReqInput(new_version=MIXED)
+                await self._ask(self._manager.update_weight_version(unknown), CONTROL_S)
+        finally:
+            await self._ask(self._manager.continue_generation(io_struct.ContinueGenerationReqInput()), CONTROL_S)
+            self.open.set()
 
     async def settle(self) -> None:
         """Wait until no update is under way: one that lost its engine would never end."""

@@ -271,7 +271,7 @@ async def test_what_unknown_weights_have_sampled_is_lost(engine: EmbeddedEngine)
     engine._engine.spans = [{"version": "default", "start": 0, "end": 1}, {"version": "mixed", "start": 1, "end": 2}]
     pending = await begun(engine)
     await engine.abort("r")
-    with pytest.raises(LostRequest) as lost:
+    with pytest.raises(LostRequest, match="unknown weights: an update failed half-way") as lost:
         await pending
     assert [(span.version, span.start) for span in lost.value.partial.versions] == [(0, 0), (FOREIGN, 1)]
     await engine.aclose()
@@ -332,6 +332,26 @@ async def test_a_pause_that_does_not_end_is_given_up(engine: EmbeddedEngine, mon
     with pytest.raises(WeightSyncError, match=r"no answer in 0\.05 s; .* keeps version 0"):
         await engine.pause("abort")
     await engine.resume()
+    await engine.aclose()
+
+
+async def test_it_goes_on_even_if_its_weights_cannot_be_named(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forever(request: Any) -> None:
+        await asyncio.Event().wait()
+
+    await engine.pause()
+    engine._engine.refuses = "load"
+    with pytest.raises(WeightSyncError):
+        await engine.update(WEIGHTS, 1)
+    monkeypatch.setattr(embedded_weights, "CONTROL_S", 0.05)
+    monkeypatch.setattr(engine._engine, "update_weight_version", forever)
+    with pytest.raises(WeightSyncError, match="no answer"):
+        await engine.resume()
+    assert engine._engine.calls[-1] == "continue"
+    with pytest.raises(EngineError, match="its weights are unknown"):
+        await asked(engine)
     await engine.aclose()
 
 
